@@ -1,0 +1,52 @@
+"""hf_curate: choose which reasoning data to post-train on. Four verbs: score, select, push, load."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_curate.errors import CurateError
+    from hf_curate.gradients.alignment import step_scores
+    from hf_curate.hub.card import Card
+    from hf_curate.hub.load import load_curated
+    from hf_curate.runs.local import score
+    from hf_curate.scorers.grace import GraceScorer
+    from hf_curate.selection import Selection, select
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Card": "hub.card",
+    "CurateError": "errors",
+    "GraceScorer": "scorers.grace",
+    "Selection": "selection",
+    "load_curated": "hub.load",
+    "score": "runs.local",
+    "select": "selection",
+    "step_scores": "gradients.alignment",
+}
+
+__all__ = [
+    "Card",
+    "CurateError",
+    "GraceScorer",
+    "Selection",
+    "load_curated",
+    "score",
+    "select",
+    "step_scores",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when first used, so that `import hf_curate` stays cheap and free of torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_curate' has no attribute {name!r}")
+    value = getattr(import_module(f"hf_curate.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

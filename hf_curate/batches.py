@@ -1,0 +1,146 @@
+"""Rows -> token batches: rendering, label positions of the spans, length bucketing under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_curate.errors import ModelError, RowError
+from hf_curate.rows import Trace
+from hf_curate.steps import Splitter, find_spans
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+THINK = "<think>"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as tokens.
+
+    input_ids: the whole rendered row; spans: label positions of each step, then of the answer, each sorted, unique and
+    non-empty; text and characters: the rendered text, and the character span of each of `spans` in it;
+    first_completion_token: index of the first token that reaches into the completion.
+    """
+
+    input_ids: list[int]
+    spans: list[list[int]]
+    text: str
+    characters: list[tuple[int, int]]
+    first_completion_token: int
+    splitter: str
+    answer_by: str
+
+    @property
+    def labels(self) -> list[int]:
+        """Label positions that belong to a step or the answer, sorted, each once."""
+        return sorted({position for span in self.spans for position in span})
+
+    @property
+    def overlap(self) -> float:
+        """Share of the answer's tokens that also occur in a step: a property of the text, not of the model."""
+        steps = {self.input_ids[position] for span in self.spans[:-1] for position in span}
+        answer = [self.input_ids[position] for position in self.spans[-1]]
+        return sum(token in steps for token in answer) / len(answer)
+
+
+def render(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
+    """(prompt text, completion text, whether the prompt already opened <think>).
+
+    Chat prompts go through the tokenizer's template with add_generation_prompt=True; plain prompts are taken as they are.
+    Nothing is inserted in between, and a <think> that the template opened is not repeated.
+    """
+    if isinstance(trace.prompt, str):
+        prompt = trace.prompt
+    else:
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"the rows hold chat messages, and {type(tokenizer).__name__} has no chat template: "
+                "set tokenizer.chat_template, or pass prompt= and completion= columns with plain text."
+            )
+        try:
+            messages = [dict(message) for message in trace.prompt]
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a Jinja template raises what it likes (raise_exception, TypeError, UndefinedError)
+            raise RowError("chat template failed", f"{type(error).__name__}: {error}") from error
+        assert isinstance(prompt, str)
+    opened = prompt.rstrip().endswith(THINK)
+    completion = trace.completion
+    if opened and completion.lstrip().startswith(THINK):
+        completion = completion.lstrip()[len(THINK) :]
+        if prompt[-1:].isspace():
+            completion = completion.lstrip("\r\n")
+    return prompt, completion, opened
+
+
+def encode(
+    trace: Trace, tokenizer: PreTrainedTokenizerBase, *, split: Splitter = "auto", max_length: int | None = None
+) -> Example:
+    """One trace as token ids with the label positions of its steps and answer.
+
+    A token belongs to every span that it overlaps. Raises RowError for rows that cannot be scored; a row that is longer
+    than `max_length` tokens is never truncated.
+    """
+    prompt, completion, opened = render(trace, tokenizer)
+    found = find_spans(completion, gold=trace.gold, steps=trace.steps, split=split, think_open=opened)
+    text = prompt + completion
+    special = isinstance(trace.prompt, str) and not (tokenizer.bos_token and text.startswith(str(tokenizer.bos_token)))
+    try:
+        # `verbose=False`: a row over the model's limit is our error, not a warning of the tokenizer
+        encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    except UnicodeEncodeError as error:
+        raise RowError("not valid Unicode", f"character {error.start} is a lone surrogate") from error
+    ids: list[int] = encoding["input_ids"]  # type: ignore[assignment]
+    if max_length is not None and len(ids) > max_length:
+        raise RowError("too long", f"{len(ids):,} tokens, max_length is {max_length:,}")
+    start = len(prompt)
+    characters = [(start + a, start + b) for a, b in (*found.steps, found.answer)]
+    spans = _positions(encoding["offset_mapping"], characters)  # type: ignore[arg-type]
+    for index, span in enumerate(spans):
+        if not span:
+            name = "the answer" if index == len(found.steps) else f"step {index + 1}"
+            raise RowError("no label", f"{name} has no token with a token before it")
+    first = next((i for i, (_, high) in enumerate(encoding["offset_mapping"]) if high > start), len(ids))
+    return Example(ids, spans, text, characters, first, found.splitter, found.answer_by)
+
+
+def _positions(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Label positions (>= 1) of the tokens that overlap each span; spans are in order of their start."""
+    positions: list[list[int]] = []
+    first = 0
+    for start, end in spans:
+        while first < len(offsets) and offsets[first][1] <= start:
+            first += 1
+        inside, index = [], first
+        while index < len(offsets) and offsets[index][0] < end:
+            low, high = offsets[index]
+            if index > 0 and low < high and high > start:
+                inside.append(index)
+            index += 1
+        positions.append(inside)
+    return positions
+
+
+def bucket(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped by similar length, longest first, with rows * longest <= batch_tokens (one row always fits)."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def pad(examples: Sequence[Example], device: torch.device) -> torch.Tensor:
+    """[B, T] token ids, right-padded with 0: under causal attention what stands to the right is never seen."""
+    import torch
+
+    longest = max(len(example.input_ids) for example in examples)
+    rows = [example.input_ids + [0] * (longest - len(example.input_ids)) for example in examples]
+    return torch.tensor(rows, dtype=torch.int64, device=device)

@@ -1,0 +1,106 @@
+"""Exact per-token gradients of the last block's MLP and attention-output weights, from one short backward.
+
+Everything after the attention mixing of the last block acts on each position alone, so dL_t/dW = b_t (x) a_t with a_t the
+layer's input and b_t the gradient of L_t at its output. Taps make those outputs the only leaves of the graph: the forward
+records nothing before them, and one backward from the head's inputs reaches every b_t at once.
+
+Covered: blocks whose MLP is made of nn.Linear or GPT-2's Conv1D, sequential or parallel to the attention. Refused by name:
+fused experts, and layer names not listed below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hf_curate.errors import ModelError
+
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def last_block(decoder: nn.Module) -> nn.Module:
+    """The last transformer block: the last entry of the decoder's own ModuleList of blocks."""
+    stacks = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child)]
+    if not stacks:
+        stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)][:1]
+    if not stacks:
+        raise ModelError(f"proxy='last' found no list of blocks in {type(decoder).__name__}: use 'representation'.")
+    return max(stacks, key=len)[-1]
+
+
+def tapped_layers(decoder: nn.Module) -> dict[str, nn.Module]:
+    """Name -> layer: the attention's output projection and every linear layer outside the attention."""
+    block = last_block(decoder)
+    layers: dict[str, nn.Module] = {}
+    for name, module in block.named_modules():
+        in_attention = name.split(".")[0] in _ATTENTION
+        if _is_linear(module) and (not in_attention or name.split(".")[-1] in _ATTENTION_OUTPUT):
+            layers[name] = module
+    kinds = {name.split(".")[0] in _ATTENTION for name in layers}
+    fused = [name for name, p in block.named_parameters() if p.dim() == 3]
+    if kinds != {True, False} or fused:
+        found = ", ".join([*layers, *fused]) or "none"
+        raise ModelError(
+            f"proxy='last' needs the attention output and the MLP as linear layers; in the last {type(block).__name__} it "
+            f"found: {found}. Use proxy='representation' or 'outer'."
+        )
+    return layers
+
+
+class Taps:
+    """Inputs and outputs of the tapped layers during one forward: name -> [B, T, width]."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def pairs(self, hidden: Tensor, where: Tensor, signals: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(a, b) at the chosen positions, one pair per layer.
+
+        Args:
+            hidden: [B, T, d] head inputs of the tapped forward, with its graph.
+            where: [N] flat indices into B*T.
+            signals: [N, d] u_t at those positions, each of which occurs once.
+        """
+        upstream = torch.zeros_like(hidden).flatten(0, 1)
+        upstream[where] = signals.to(hidden.dtype)
+        grads = torch.autograd.grad(hidden, list(self.outputs.values()), upstream.view_as(hidden))
+        return [
+            (self.inputs[name].flatten(0, 1)[where], grad.flatten(0, 1)[where])
+            for name, grad in zip(self.outputs, grads, strict=True)
+        ]
+
+
+@contextmanager
+def tap(decoder: nn.Module) -> Iterator[Taps]:
+    """Within the context a forward with gradients enabled records the taps; parameters take no gradient."""
+    taps, handles = Taps(), []
+
+    def hook(name: str):
+        def record(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            leaf = output if output.requires_grad else output.detach().requires_grad_()
+            taps.inputs[name], taps.outputs[name] = args[0].detach(), leaf
+            return leaf
+
+        return record
+
+    asked = [(p, p.requires_grad) for p in decoder.parameters()]
+    for parameter, _ in asked:
+        parameter.requires_grad_(False)
+    for name, layer in tapped_layers(decoder).items():
+        handles.append(layer.register_forward_hook(hook(name)))
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, before in asked:
+            parameter.requires_grad_(before)

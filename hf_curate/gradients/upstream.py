@@ -1,0 +1,186 @@
+"""Upstream signals u_t = dL_t/dh_t of the LM head, pooled per segment or kept per token, from one forward pass.
+
+For a token with label y the gradient of its cross-entropy with respect to the head's input is W^T (p - y_onehot).
+Pooling over a segment is linear, so residuals are pooled first ([S, V]) and multiplied with W once; the [T, V] block of
+probabilities exists only for one chunk of positions at a time, within a byte budget.
+
+Covered: any `Head`, overlapping segments, half precision (the logits product runs in the model's dtype, everything after
+it in float32), confident tokens (the label entry of p - y is formed as the sum of the other probabilities, since 1 - p_y
+cancels), rows with NaN or infinite logits (their loss is NaN, other rows are untouched). Not covered: sharded heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_curate.gradients.head import Head
+
+BYTE_BUDGET = 256 * 2**20
+"""Bytes for the probabilities of one chunk, the pooled residuals and widened blocks of W together."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which tokens belong to which segment. A token may be in several segments, or in none.
+
+    tokens, segments: [M] int64 on the CPU, one pair per membership, sorted by token; count: the number of segments S.
+    """
+
+    tokens: Tensor
+    segments: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, spans: Sequence[Sequence[int]]) -> Segments:
+        """From one list of token indices per segment."""
+        pairs = sorted((token, segment) for segment, span in enumerate(spans) for token in span)
+        both = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        return cls(both[:, 0].contiguous(), both[:, 1].contiguous(), len(spans))
+
+    def sizes(self) -> Tensor:
+        """[S] tokens per segment, int64."""
+        return torch.bincount(self.segments, minlength=self.count)
+
+    def matrix(self, tokens: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """[S, tokens] averaging matrix: 1/|T| where the token is in the segment."""
+        matrix = torch.zeros(self.count, tokens, dtype=dtype)
+        matrix[self.segments, self.tokens] = 1.0 / self.sizes()[self.segments].to(dtype)
+        return matrix.to(device)
+
+
+@dataclass(frozen=True)
+class _Residuals:
+    """p - y of one chunk as `mass * scale - onehot(label) * label_mass`: mass [c, V] is 0 at the label."""
+
+    start: int
+    stop: int
+    mass: Tensor
+    scale: Tensor
+    label_mass: Tensor
+    losses: Tensor
+
+
+def _residuals(head: Head, hidden: Tensor, labels: Tensor, start: int, stop: int) -> _Residuals:
+    logits = head.logits(hidden[start:stop])
+    label = labels[start:stop, None]
+    slope = head.slope(logits)
+    label_slope = None if slope is None else slope.gather(1, label)[:, 0]
+    top = logits.amax(dim=1, keepdim=True)
+    label_logit = logits.gather(1, label) - top
+    mass = logits.sub_(top).exp_()
+    label_weight = mass.gather(1, label)[:, 0]
+    mass.scatter_(1, label, 0.0)
+    others = mass.sum(dim=1)
+    total = others + label_weight
+    losses = total.log() - label_logit[:, 0]
+    bad = ~torch.isfinite(losses)
+    if bool(bad.any()):  # 0 * NaN would spread to other rows of the chunk
+        losses = losses.masked_fill(bad, float("nan"))
+        mass[bad] = 0.0
+        others = others.masked_fill(bad, 0.0)
+        total = total.masked_fill(bad, 1.0)
+        if slope is not None:
+            slope[bad] = 0.0
+    if slope is not None and label_slope is not None:
+        mass.mul_(slope)
+        others = others * label_slope.masked_fill(bad, 0.0)
+    return _Residuals(start, stop, mass, total.reciprocal(), others / total, losses)
+
+
+def _bytes_per_token(head: Head) -> int:
+    wide = torch.finfo(head.accumulate).bits // 8
+    narrow = 0 if head.weight.dtype == head.accumulate else head.weight.element_size()
+    return head.vocabulary * (narrow + wide * (3 if head.softcap is not None else 1))
+
+
+def _chunks(segments: Segments, tokens: int, chunk: int, room: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(start, stop, first membership, last membership, first segment, last segment), each within `room` segments."""
+    owner, segment = segments.tokens.tolist(), segments.segments.tolist()
+    start, member = 0, 0
+    while start < tokens:
+        stop, end, low, high = start, member, segments.count, -1
+        while stop < tokens and stop - start < chunk:
+            after, lo, hi = end, low, high
+            while after < len(owner) and owner[after] == stop:
+                lo, hi = min(lo, segment[after]), max(hi, segment[after])
+                after += 1
+            if hi - lo >= room and stop > start:
+                break
+            end, low, high, stop = after, lo, hi, stop + 1
+        yield start, stop, member, end, low, high
+        start, member = stop, end
+
+
+@torch.no_grad()
+def pooled_signals(
+    head: Head, hidden: Tensor, labels: Tensor, segments: Segments, byte_budget: int = BYTE_BUDGET
+) -> tuple[Tensor, Tensor]:
+    """Mean upstream signal of each segment, and the loss of each token.
+
+    Args:
+        hidden: [N, d] head inputs at the positions that predict the labels, in the model's dtype.
+        labels: [N] int64 label ids.
+        segments: memberships over the N tokens.
+        byte_budget: bound on the temporary memory, apart from the [S, d] result.
+
+    Returns:
+        gradients [S, d] and losses [N], both float32 (float64 for a float64 model). A token whose loss is not finite has
+        loss NaN and adds nothing to its segment.
+    """
+    count, width = len(labels), hidden.shape[1]
+    gradients = torch.zeros(segments.count, width, dtype=head.accumulate, device=hidden.device)
+    losses = torch.empty(count, dtype=head.accumulate, device=hidden.device)
+    wide = gradients.element_size()
+    chunk = max(1, byte_budget // 2 // _bytes_per_token(head))
+    room = max(2, min(segments.count, byte_budget // 4 // (head.vocabulary * wide)))
+    pooled = torch.zeros(min(room, max(1, segments.count)), head.vocabulary, dtype=head.accumulate, device=hidden.device)
+    base, used = 0, 0
+
+    def flush() -> None:
+        nonlocal used
+        if used:
+            gradients[base : base + used] += head.back(pooled[:used], byte_budget // 4)
+            pooled[:used].zero_()
+            used = 0
+
+    for start, stop, first, last, low, high in _chunks(segments, count, chunk, len(pooled)):
+        part = _residuals(head, hidden, labels, start, stop)
+        losses[start:stop] = part.losses
+        if high < 0:
+            continue
+        if used and (high - base >= len(pooled) or low < base):
+            flush()
+        if not used:
+            base = low
+        used = max(used, high - base + 1)
+        where = (segments.segments[first:last] - base).to(hidden.device)
+        token = (segments.tokens[first:last] - start).to(hidden.device)
+        member = torch.zeros(high - low + 1, stop - start, dtype=head.accumulate, device=hidden.device)
+        member[where - (low - base), token] = 1.0
+        pooled[low - base : high - base + 1].addmm_(member * part.scale, part.mass)
+        pooled.index_put_((where, labels[start:stop][token]), -part.label_mass[token], accumulate=True)
+    flush()
+    return gradients / segments.sizes().clamp(min=1).to(gradients)[:, None], losses
+
+
+@torch.no_grad()
+def token_signals(
+    head: Head, hidden: Tensor, labels: Tensor, byte_budget: int = BYTE_BUDGET
+) -> tuple[Tensor, Tensor]:
+    """u_t of every token: hidden [N, d], labels [N] -> signals [N, d] and losses [N], float32.
+
+    One more head-sized product than `pooled_signals`.
+    """
+    signals = torch.empty(len(labels), hidden.shape[1], dtype=head.accumulate, device=hidden.device)
+    losses = torch.empty(len(labels), dtype=head.accumulate, device=hidden.device)
+    chunk = max(1, byte_budget // 2 // _bytes_per_token(head))
+    for start in range(0, len(labels), chunk):
+        part = _residuals(head, hidden, labels, start, min(start + chunk, len(labels)))
+        losses[part.start : part.stop] = part.losses
+        part.mass.mul_(part.scale[:, None]).scatter_(1, labels[start : part.stop, None], -part.label_mass[:, None])
+        signals[part.start : part.stop] = head.back(part.mass, byte_budget // 4)
+    return signals, losses

@@ -1,0 +1,1 @@
+"""What a curated config is on the Hub: manifest, card, README, push and load. Nothing in here imports torch."""

@@ -1,0 +1,192 @@
+"""Card: what a reader of the Hub page learns about one curated config, computed from its manifest and nothing else.
+
+A card is a tree of sections: select one (`card["Limits"]`), change its `body`, render again. The same manifest renders
+to the same bytes. The wording lives in cards/*.j2. Templates are never built from data, every expression in them is
+escaped for Markdown by default (`markdown.escape`), and a name that the manifest lacks is an error, not an empty cell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from hf_curate.errors import CurateError, ManifestError
+from hf_curate.hub import markdown
+
+PARTS: dict[str, tuple[str, dict[str, str]]] = {
+    "Load": ("load", {}),
+    "How it was chosen": ("chosen", {"Settings": "settings", "Rows": "rows"}),
+    "Scores": (
+        "scores",
+        {
+            "Confounds": "confounds",
+            "Audit against exact gradients": "audit",
+            "Overlap with simpler choices": "overlap",
+        },
+    ),
+    "Columns": ("columns", {}),
+    "Lineage and licence": ("lineage", {}),
+    "Limits": ("limits", {}),
+    "Reproduce": ("reproduce", {"Versions": "versions", "Digests": "digests"}),
+    "Citation": ("citation", {}),
+}
+"""Titles in their order, the template of each body, and the sections below it."""
+
+LABELS: dict[str, dict[str, str]] = {
+    "confound_labels": {
+        "steps": "number of steps",
+        "tokens": "length in tokens",
+        "loss": "mean loss",
+        "overlap": "token overlap of steps and answer",
+    },
+    "baseline_labels": {
+        "random": "random",
+        "longest": "longest",
+        "most_steps": "most steps",
+        "lowest_loss": "lowest loss",
+        "highest_loss": "highest loss",
+    },
+    "digest_labels": {"source_row": "the chosen row numbers", "rows": "the source columns of the kept rows"},
+}
+
+
+@dataclass
+class Section:
+    """A title, a Markdown body, and the sections below it by title."""
+
+    title: str
+    body: str
+    sections: dict[str, Section] = field(default_factory=dict)
+
+    def __getitem__(self, title: str) -> Section:
+        if title not in self.sections:
+            raise KeyError(
+                f"no section {title!r} below {self.title!r}; there are: {', '.join(self.sections) or 'none'}"
+            )
+        return self.sections[title]
+
+    def render(self, level: int = 2) -> str:
+        """This section and all below it as Markdown; `level` is the depth of its heading."""
+        parts = [f"{'#' * level} {self.title}", self.body.strip()]
+        parts += [section.render(level + 1).strip() for section in self.sections.values()]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+class Card(Section):
+    """The card of one config and split.
+
+    Args:
+        manifest (`dict`): the manifest of the selection (schema hf_curate/manifest/1).
+        plots (`dict[str, str]`, *optional*): plot name -> path of its PNG relative to README.md; "scores" is known.
+        repo_id (`str`, *optional*): the repo or folder that the load snippet names.
+
+    Raises:
+        ManifestError: the manifest lacks something that the card has to say.
+
+    Example:
+        >>> card = Card(manifest, plots={"scores": "grace-20pct/train.scores.png"})    # doctest: +SKIP
+        >>> card["How it was chosen"]["Settings"].body                                 # doctest: +SKIP
+    """
+
+    def __init__(
+        self, manifest: Mapping[str, Any], plots: Mapping[str, str] | None = None, *, repo_id: str | None = None
+    ) -> None:
+        try:
+            context = {
+                "m": manifest,
+                "plots": plots or {},
+                "repo": repo_id or markdown.Safe("<repo or folder>"),
+                "source": source_name(manifest),
+                "model": model_name(manifest),
+                "budget": budget_words(manifest["budget"]["asked"]),
+                **LABELS,
+            }
+            environment = _environment()
+
+            def body(name: str) -> str:
+                return environment.get_template(f"{name}.md.j2").render(context).strip()
+
+            title = f"{markdown.escape(manifest['config_name'])}, split {markdown.escape(manifest['split'])}"
+            sections = {
+                name: Section(name, body(part), {below: Section(below, body(sub)) for below, sub in subs.items()})
+                for name, (part, subs) in PARTS.items()
+            }
+            super().__init__(title, body("summary"), sections)
+        except (jinja2.UndefinedError, KeyError) as error:
+            raise ManifestError(f"The card cannot be written, the manifest lacks a part of it: {error}") from error
+
+
+def source_name(manifest: Mapping[str, Any]) -> str:
+    """`openai/gsm8k@e53f048`, or words for what was not recorded."""
+    source = manifest["source"]
+    if source is None or source["id"] is None:
+        return "a source that was not recorded"
+    return f"{source['id']}@{source['sha'][:7]}" if source["sha"] else f"{source['id']} (commit not recorded)"
+
+
+def model_name(manifest: Mapping[str, Any]) -> str | None:
+    """`Qwen/Qwen3-0.6B@c1899de`; a local model by name and weights; None where no model was read."""
+    model = manifest["model"]
+    if model is None:
+        return None
+    name = model["id"] or "a local model"
+    if model["sha"]:
+        return f"{name}@{model['sha'][:7]}"
+    if model["digest"]:
+        return f"{name} (weights {model['digest'].removeprefix('sha256:')[:7]})"
+    return f"{name} (commit not recorded)"
+
+
+def budget_words(asked: str | int | None) -> str:
+    """A budget as a reader writes it: "20%" as "20 %", 5000 as "5,000 rows", "2M tokens" as it is."""
+    text = "none" if asked is None else str(asked).strip()
+    if rows := re.fullmatch(r"(\d+)(?: rows)?", text, re.ASCII):
+        return f"{int(rows[1]):,} rows"
+    return re.sub(r"(?<=\d)%$", " %", text)
+
+
+def templates() -> Path:
+    """The folder of the card's templates: inside the installed package, or beside it in a checkout."""
+    for folder in (Path(__file__).parents[1] / "_cards", Path(__file__).parents[2] / "cards"):
+        if (folder / "summary.md.j2").is_file():
+            return folder
+    raise CurateError("The card templates are missing from this installation: pip install --force-reinstall hf_curate")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # HTML escaping would be the wrong one: `finalize` escapes for Markdown
+        finalize=markdown.escape,
+    )
+    environment.filters |= {
+        "code": markdown.code,
+        "fence": markdown.fence,
+        "literal": markdown.literal,
+        "number": markdown.number,
+        "percent": markdown.percent,
+        "label": lambda name, labels: markdown.Safe(labels[name]) if name in labels else markdown.code(name),
+        "path": lambda path: markdown.Safe(quote(path, safe="/.-_~")),
+        "flat": _flat,
+    }
+    return environment
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names. What is not set is left out below the first level."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {k: v for k, v in _flat(value, f"{prefix}{name}.").items() if v is not None}
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

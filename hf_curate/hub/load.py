@@ -1,0 +1,58 @@
+"""load_curated(): a selection with its manifest, checked against its data."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from hf_curate.errors import ManifestError
+from hf_curate.hub.manifest import SOURCE_ROW, check_names, differences, read_manifest
+from hf_curate.selection import Selection
+
+_SUFFIX = ".manifest.json"
+
+
+def load_curated(folder: str | Path, config_name: str, *, split: str | None = None) -> Selection:
+    """Loads a config that `Selection.save` wrote.
+
+    Args:
+        folder: a folder laid out as a Hub dataset repo.
+        config_name: the config; a wrong name is an error that lists those there are.
+        split: may be left out when the config has one split.
+
+    Returns:
+        The selection with its manifest. Where data and manifest differ (row count, source rows, content) a warning says in
+        what, and `.problems` lists it; the data is what the files hold.
+    """
+    from datasets import load_dataset
+
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ManifestError(f"there is no folder {str(folder)!r}.")
+    splits = _splits(root, config_name)
+    if split is None:
+        if len(splits) > 1:
+            raise ManifestError(f"config {config_name!r} has the splits {', '.join(splits)}: pass split=.")
+        split = splits[0]
+    if split not in splits:
+        raise ManifestError(f"config {config_name!r} has no split {split!r}; it has {', '.join(splits)}.")
+    manifest = read_manifest(root / config_name / f"{split}{_SUFFIX}")
+    dataset = load_dataset(str(root), config_name, split=split)
+    problems = differences(manifest, dataset)  # type: ignore[arg-type]
+    if problems:
+        warnings.warn(f"{config_name}/{split}: {'; '.join(problems)}.", UserWarning, stacklevel=2)
+    indices = np.asarray(dataset[SOURCE_ROW], dtype=np.int64) if SOURCE_ROW in dataset.column_names else np.arange(0)  # type: ignore[index,union-attr]
+    return Selection(dataset, indices, manifest, problems)  # type: ignore[arg-type]
+
+
+def _splits(root: Path, config_name: str) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(root.glob(f"*/*{_SUFFIX}")):
+        found.setdefault(path.parent.name, []).append(path.name.removesuffix(_SUFFIX))
+    if config_name not in found:
+        there = ", ".join(map(repr, found)) or "none"
+        raise ManifestError(f"there is no curated config {config_name!r} in {root.name!r}; there are: {there}.")
+    check_names(config_name, found[config_name][0])
+    return found[config_name]

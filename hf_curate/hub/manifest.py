@@ -1,0 +1,159 @@
+"""The manifest: everything a card claims, as JSON with a versioned schema, and the digests that tie it to the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_curate.errors import ConfigNameError, CurateError, ManifestError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCHEMA = "hf_curate/manifest/1"
+SOURCE_ROW = "source_row"
+_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_RESERVED = ("data", "readme.md")
+_SOURCE = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[^:@\s]+))?(:(?P<config>[^/:\s]*)(/(?P<split>[^/\s]+))?)?"
+)
+
+
+def check_names(config_name: str, split: str) -> None:
+    """Raises unless both names survive a round trip through the Hub and `datasets`."""
+    if not isinstance(config_name, str) or not _CONFIG.fullmatch(config_name) or config_name.lower() in _RESERVED:
+        raise ConfigNameError(
+            f"config name {_short(config_name)} cannot be used: 1 to 96 letters, digits, '.', '_' or '-', beginning with a letter "
+            "or digit, and not 'data'; other names can make every config of a repo unloadable. Try 'grace-20pct'."
+        )
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or len(split) > 96:
+        raise ConfigNameError(
+            f"split name {_short(split)} cannot be used: letters, digits, '_' and '.' between them (datasets takes no '-'). "
+            "Try 'train'."
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def parse_source(source: str | None, dataset: Dataset) -> dict[str, Any] | None:
+    """'id@revision:config/split' -> the manifest's account of the source; None stays "not recorded".
+
+    Of a local file or folder only the name is kept. Branches and tags of Hub datasets are resolved to a commit; where that
+    cannot be done (offline), `sha` is None and the card says so.
+    """
+    if source is None:
+        return None
+    record: dict[str, Any] = dict.fromkeys(("id", "revision", "sha", "config", "split", "license"))
+    record |= {"fingerprint": dataset._fingerprint, "columns": None}
+    path = Path(source).expanduser()
+    if path.exists() or path.is_absolute() or source.startswith((".", "~")):
+        return record | {"id": f"local {'folder' if path.is_dir() else 'file'} {path.name}"}
+    found = _SOURCE.fullmatch(source)
+    if found is None:
+        raise CurateError(
+            f"source {_short(source)} cannot be read: 'org/name', 'org/name@revision', 'org/name@revision:config/split', or a "
+            "local path that exists."
+        )
+    sha, license_name = _resolve(found["id"], found["revision"] or "main")
+    return record | {
+        "id": found["id"],
+        "revision": found["revision"] or "main",
+        "sha": sha,
+        "config": found["config"] or None,
+        "split": found["split"],
+        "license": license_name,
+    }
+
+
+def _resolve(name: str, revision: str) -> tuple[str | None, str | None]:
+    """(commit, licence) of a Hub dataset; a commit is taken as it is when the Hub cannot be asked."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().dataset_info(name, revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+        return (revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None), None
+    named = info.card_data.get("license") if info.card_data else None
+    return info.sha, named if isinstance(named, str) else None
+
+
+def digest_rows(dataset: Dataset, columns: list[str]) -> str:
+    """sha256 over the rows' values, one JSON line each with sorted keys: the same before and after a round trip of parquet."""
+    digest = hashlib.sha256()
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
+        for row in table.to_pylist():  # type: ignore[union-attr]
+            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain).encode())
+            digest.update(b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _plain(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+def digest_indices(indices: np.ndarray) -> str:
+    """sha256 over the source rows as little-endian int64."""
+    return f"sha256:{hashlib.sha256(np.asarray(indices, dtype='<i8').tobytes()).hexdigest()}"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that the numbers depend on."""
+    found = {}
+    for package in ("hf_curate", "torch", "transformers", "datasets"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(manifest: Mapping[str, Any], dataset: Dataset) -> list[str]:
+    """What the data and its manifest disagree about, in words; empty when they agree."""
+    kept = manifest["rows"]["kept"]
+    if kept != len(dataset):
+        return [f"the manifest says {kept:,} rows, the data has {len(dataset):,}"]
+    columns = list(manifest["columns"]["source"])
+    missing = [name for name in [*columns, SOURCE_ROW] if name not in dataset.column_names]
+    if missing:
+        return [f"the manifest lists the columns {', '.join(missing)}, which the data lacks"]
+    found = []
+    rows = np.asarray(dataset.with_format("arrow")[SOURCE_ROW].to_numpy())
+    if digest_indices(rows) != manifest["digests"]["source_row"]:
+        found.append("the source rows are not those of the manifest")
+    if digest_rows(dataset, columns) != manifest["digests"]["rows"]:
+        found.append("the content of the source columns is not that of the manifest")
+    return found
+
+
+def write_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads and checks the schema. Raises ManifestError with what was found."""
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path.name} cannot be read: {error}") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise ManifestError(
+            f"{path.name} has the schema {_short(schema)}; this version of hf_curate reads {SCHEMA!r}."
+        )
+    missing = [key for key in ("rows", "columns", "digests", "selector", "budget") if key not in manifest]
+    if missing:
+        raise ManifestError(f"{path.name} lacks {', '.join(missing)}.")
+    return manifest

@@ -1,0 +1,245 @@
+"""README.md of a dataset repo: our part is written, everybody else's survives byte for byte.
+
+Ours are: our entries in `configs` (so that plain `datasets` loads them), our tags, the key `hf_curate`, and per config
+and split the text between the marker lines `<!-- hf_curate:begin config=NAME split=SPLIT v1 -->` and
+`<!-- hf_curate:end config=NAME split=SPLIT -->`. Lists that we share with people (tags, size_categories,
+source_datasets) are only added to; a licence that is there is never changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard
+
+from hf_curate.errors import ConfigNameError, CurateError
+from hf_curate.hub.card import Card, budget_words, model_name
+from hf_curate.hub.frontmatter import FrontMatter
+from hf_curate.hub.markdown import escape, shortened, visible
+
+TAGS = ["hf_curate", "reasoning", "data-selection"]
+CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
+
+_BLOCK = re.compile(
+    r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))"
+)  # what huggingface_hub reads
+_MARKER = re.compile(
+    r"^<!-- hf_curate:(?P<kind>begin|end) config=(?P<config>\S+) split=(?P<split>\S+)(?: v\d+)? -->[ \t]*(?=\r?$)",
+    re.M,
+)
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_SIZES = [
+    (1e3, "n<1K"),
+    (1e4, "1K<n<10K"),
+    (1e5, "10K<n<100K"),
+    (1e6, "100K<n<1M"),
+    (1e7, "1M<n<10M"),
+    (1e8, "10M<n<100M"),
+]
+_FRESH = (
+    "<!-- The markers of an earlier section of this split are doubled or broken; this section is the current one. -->"
+)
+
+
+def merge_readme(
+    existing: str | None, manifest: Mapping[str, Any], *, card: Card, title: str | None = None
+) -> tuple[str, list[str]]:
+    """Put the card of one config and split into a README.
+
+    Args:
+        existing (`str`, *optional*): the README as it is, line ends included; None where there is none.
+        manifest (`dict`): the manifest that the card was made from.
+        card (`Card`): what stands between our markers.
+        title (`str`, *optional*): heading of a new README; not used where one exists.
+
+    Returns:
+        `tuple[str, list[str]]`: the new text, and sentences that the user should read.
+
+    Raises:
+        ConfigNameError: a config or split name that could not be loaded back.
+        CurateError: front matter that cannot be read or edited without loss, or a result that would not load.
+    """
+    config, split = str(manifest["config_name"]), str(manifest["split"])
+    check_names(config, split)
+    notes: list[str] = []
+    bom, text = ("\ufeff", existing[1:]) if existing and existing.startswith("\ufeff") else ("", existing or "")
+    newline = next(iter(re.findall(r"\r\n|\n|\r", text)), "\n")
+    match = _BLOCK.match(text)
+    if match is None and text.lstrip().startswith("---"):
+        notes.append(
+            "README.md begins with --- but its front matter is never closed: it was kept as text, below a new one."
+        )
+    front = FrontMatter(match[2] + newline if match and match[2] else "", newline)
+    _edit_front_matter(front, manifest, config, split, existing is not None, notes)
+    header = (match[1] if match else f"---{newline}") + front.text.removesuffix(newline)
+    header += match[3] if match else f"{newline}---{newline}"
+    body = text[match.end() :] if match else text
+    if not text.strip() and title is not None:
+        body += f"{newline}# {escape(title)}{newline}"
+    elif body and not match and not body.startswith(("\n", "\r")):
+        header += newline
+    merged = header + _with_section(body, card, config, split, newline, notes)
+    _check_loads(merged, config, split)
+    return bom + merged, notes
+
+
+def check_names(config: str, split: str) -> None:
+    """Refuse names that the Hub would take and `datasets` could not load back (globs, slashes, dashes in splits)."""
+    if not CONFIG_NAME.fullmatch(config) or config == "data":
+        raise ConfigNameError(
+            f"The config name {visible(config)[:120]!r} cannot be loaded back: use 1 to 96 of the characters A-Z a-z "
+            "0-9 . _ - , beginning with a letter or digit, and not 'data'"
+        )
+    if not SPLIT_NAME.fullmatch(split):
+        raise ConfigNameError(
+            f"The split name {visible(split)[:120]!r} cannot be loaded back: use letters, digits and _ ('train'); "
+            "dashes are for the config name"
+        )
+
+
+def _edit_front_matter(
+    front: FrontMatter, manifest: Mapping[str, Any], config: str, split: str, exists: bool, notes: list[str]
+) -> None:
+    source = manifest["source"] or {}
+    if exists and front.get("configs") is None:
+        notes.append(
+            "README.md declared no configs: data files that load_dataset found by itself are from now on reached only "
+            "through a config of their own."
+        )
+    if config in _declared_infos(front.get("dataset_info")):
+        notes.append(
+            f"README.md has a dataset_info for {config!r} that was left as it is: remove it if loading reports other "
+            "sizes or columns."
+        )
+    _add_license(front, source.get("license"), notes)
+    _add_items(front, "tags", TAGS, notes)
+    kept = manifest["rows"]["kept"]
+    _add_items(front, "size_categories", [next((name for limit, name in _SIZES if kept < limit), "100M<n<1B")], notes)
+    source_id = str(source.get("id") or "")
+    if _HUB_ID.fullmatch(source_id) and ("/" in source_id or source.get("sha")):
+        _add_items(front, "source_datasets", [source_id], notes)
+    _add_config(front, config, split, notes)
+    entry = {
+        "selector": str(manifest["selector"]["name"]),
+        "model": model_name(manifest),
+        "budget": budget_words(manifest["budget"]["asked"]),
+    }
+    if not isinstance(front.get("hf_curate"), dict | None):
+        notes.append("README.md has a key hf_curate that is not a mapping: it was left as it is.")
+        return
+    front.put(("hf_curate", "schema"), str(manifest["schema"]))
+    for key, value in entry.items():
+        front.put(("hf_curate", "configs", config, split, key), None if value is None else visible(shortened(value)))
+
+
+def _declared_infos(infos: Any) -> list[str]:
+    infos = infos if isinstance(infos, list) else [infos]
+    return [str(info.get("config_name", "default")) for info in infos if isinstance(info, dict)]
+
+
+def _add_license(front: FrontMatter, license_id: Any, notes: list[str]) -> None:
+    present = front.get("license")
+    if license_id is None:
+        return
+    name = visible(str(license_id))[:120]
+    if present is not None:
+        if name not in (present if isinstance(present, list) else [present]):
+            notes.append(f"README.md says license {present!r}, the source says {name!r}: README.md was left as it is.")
+    elif _LICENSE.fullmatch(name):
+        front.put(("license",), name)
+    else:
+        notes.append(f"The source's licence {name!r} is not a Hub licence id: it is named in the card only.")
+
+
+def _add_items(front: FrontMatter, key: str, items: list[str], notes: list[str]) -> None:
+    present = front.get(key)
+    if present is None:
+        front.put((key,), items)
+    elif isinstance(present, list):
+        for item in items:
+            if item not in present:
+                front.append((key,), item)
+    elif [present] != items:
+        notes.append(f"README.md has {key} {present!r}, which is not a list: {', '.join(items)} was not added.")
+
+
+def _add_config(front: FrontMatter, config: str, split: str, notes: list[str]) -> None:
+    """Our data files into `configs`: a new entry, a new split of an entry, or nothing where it is there already."""
+    path = f"{config}/{split}-*.parquet"
+    configs = front.get("configs")
+    entries = configs if isinstance(configs, list) else []
+    place = next(
+        (i for i, e in enumerate(entries) if isinstance(e, dict) and str(e.get("config_name")) == config), None
+    )
+    if place is None:
+        front.append(("configs",), {"config_name": config, "data_files": [{"split": split, "path": path}]})
+        return
+    files = entries[place].get("data_files")
+    if not isinstance(files, list | None) or not all(isinstance(f, dict) and "split" in f for f in files or []):
+        raise CurateError(
+            f"README.md already has a config {config!r} whose data_files name no splits, so it was not made here. "
+            "Nothing was changed: choose another config name"
+        )
+    for i, file in enumerate(files or []):
+        if str(file["split"]) == split:
+            if file.get("path") not in (path, [path]):
+                old = visible(str(file.get("path")))
+                notes.append(f"Split {split!r} of {config!r} was read from {old!r} and is now read from {path!r}.")
+                front.put(("configs", place, "data_files", i, "path"), path)
+            return
+    front.append(("configs", place, "data_files"), {"split": split, "path": path})
+
+
+def _with_section(body: str, card: Card, config: str, split: str, newline: str, notes: list[str]) -> str:
+    """The body with our section replaced, or appended where it is missing or its markers cannot be trusted."""
+    rendered = card.render()
+    if _MARKER.search(rendered):
+        raise CurateError(
+            "A section of the card holds a marker line <!-- hf_curate:begin ... -->: take it out of the section's body"
+        )
+    begin, end = (
+        f"<!-- hf_curate:begin config={config} split={split} v1 -->",
+        f"<!-- hf_curate:end config={config} split={split} -->",
+    )
+    markers = list(_MARKER.finditer(body))
+    ours = [m for m in markers if (m["config"], m["split"]) == (config, split)]
+    pairs = [
+        (a, b) for a, b in pairwise(markers) if a in ours and b in ours and (a["kind"], b["kind"]) == ("begin", "end")
+    ]
+    broken = len(ours) != 0 and not (len(ours) == 2 and len(pairs) == 1)
+    lines = [begin, *([_FRESH] if broken else []), "", *rendered.strip("\n").split("\n"), "", end]
+    section = newline.join(lines)
+    if broken:
+        notes.append(
+            f"The markers of {config!r}, split {split!r}, are doubled or broken in README.md: the card is at its "
+            "end and nothing else was touched. Delete the old section with its markers."
+        )
+        pairs = [(a, b) for a, b in pairs if _FRESH in body[a.end() : b.start()]]
+    if pairs:
+        first, last = pairs[-1]
+        return body[: first.start()] + section + body[last.end() :]
+    if body and not body.endswith(newline):
+        body += newline
+    return body + newline + section + newline
+
+
+def _check_loads(text: str, config: str, split: str) -> None:
+    """Read the README as the Hub's client and `datasets` will."""
+    try:
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCard(text).data)  # pyright: ignore[reportArgumentType]
+        loads = any(file["split"] == split for file in configs[config]["data_files"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # their ways of refusing a foreign key or entry
+        raise CurateError(
+            f"README.md with the new card would not load ({type(error).__name__}: {visible(str(error))[:300]}). "
+            "Nothing was changed: correct its front matter and save or push again"
+        ) from error
+    if not loads:
+        raise CurateError(
+            f"README.md with the new card does not name the files of {config!r}, split {split!r}. Nothing was changed"
+        )

@@ -1,0 +1,117 @@
+"""score(): a whole dataset in this process, with typed features, a progress bar and an account of the failures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hf_curate.errors import CurateError, ScoreError
+from hf_curate.scorers.base import all_failed
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+logger = logging.getLogger("hf_curate")
+
+BATCH_ROWS = 256
+RECORD_FILE = "run.json"
+SCORES_FILE = "scored.parquet"
+
+
+class AnyScorer(Protocol):
+    """What `score` and `select` need of a scorer: a callable on rows or batches with these three."""
+
+    @property
+    def columns(self) -> Features: ...
+    @property
+    def identity(self) -> str: ...
+    def record(self) -> dict[str, Any]: ...
+    def __call__(self, rows: Any, /) -> Any: ...
+
+
+def score(
+    dataset: Dataset,
+    scorer: AnyScorer,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    batch_rows: int = BATCH_ROWS,
+) -> Dataset:
+    """Scores every row of a map-style dataset, in this process.
+
+    Args:
+        dataset: the pool; all its columns are kept.
+        scorer: one of ours, or any callable on batches with `.columns` (the Features it adds), `.identity`, `.record()`.
+        out: a folder for the scored rows (`scored.parquet`) and the scorer's record (`run.json`), as `hf-curate score` writes
+            them. The scores are also in the `datasets` cache, as with `map`.
+        overwrite: replace a run of other settings in `out`.
+        batch_rows: rows read at a time; rows of similar length are batched within them.
+
+    Returns:
+        The dataset with the scorer's columns, typed. Rows that cannot be scored have nulls and a reason.
+
+    Raises:
+        ScoreError: the dataset is empty, or no row could be scored.
+    """
+    from datasets import Dataset, Features
+
+    if not isinstance(dataset, Dataset):
+        raise ScoreError(
+            f"score() takes a datasets.Dataset, this is a {type(dataset).__name__}. One split of a DatasetDict: "
+            "score(dataset['train'], ...); an IterableDataset: dataset.map(scorer, batched=True)."
+        )
+    if not len(dataset):
+        raise ScoreError("the dataset is empty: there is nothing to score.")
+    if out is not None:
+        _check_folder(Path(out), scorer, overwrite)
+    make = getattr(scorer, "features", None)
+    features = make(dataset) if make is not None else Features({**dataset.features, **scorer.columns})
+    name = str(scorer.record().get("name", "score"))
+    scored = dataset.map(scorer, batched=True, batch_size=batch_rows, features=features, desc=f"scoring ({name})")
+    failures = failed_rows(scored, scorer)
+    if sum(failures.values()) == len(scored):
+        raise ScoreError(all_failed(len(scored), failures, "Look at one row: hf-curate inspect SOURCE --rows 3."))
+    if failures:
+        kinds = Counter()
+        for reason, count in failures.items():
+            kinds[reason.partition(":")[0]] += count
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(3))
+        logger.info("%d of %d rows have no score: %s", sum(failures.values()), len(scored), listed)
+    if out is not None:
+        _write(Path(out), scored, scorer)
+    return scored
+
+
+def failed_rows(scored: Dataset, scorer: AnyScorer) -> Counter[str]:
+    """Reason -> rows, from the scorer's error column."""
+    column = next((name for name in scorer.columns if name.endswith("_error")), None)
+    if column is None:
+        return Counter()
+    return Counter(reason for reason in scored.with_format("arrow")[column].to_pylist() if reason)
+
+
+def _check_folder(folder: Path, scorer: AnyScorer, overwrite: bool) -> None:
+    """The folder is new, empty, or holds a run of the same scorer (or of another one that may be replaced)."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    record = folder / RECORD_FILE
+    if not record.is_file():
+        raise CurateError(f"the folder {folder.name!r} holds other files and no {RECORD_FILE}: give the run its own folder.")
+    before = json.loads(record.read_text("utf-8")).get("scorer", {}).get("identity")
+    if before != scorer.identity and not overwrite:
+        raise CurateError(
+            f"the folder {folder.name!r} holds a run of another scorer or other settings (identity {str(before)[:12]}, now "
+            f"{scorer.identity[:12]}): give another folder, or overwrite=True."
+        )
+
+
+def _write(folder: Path, scored: Dataset, scorer: AnyScorer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{SCORES_FILE}"
+    scored.to_parquet(unfinished)
+    unfinished.replace(folder / SCORES_FILE)
+    record = {"schema": "hf_curate/run/1", "scorer": scorer.record(), "rows": len(scored)}
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

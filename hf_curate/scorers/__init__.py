@@ -1,0 +1,1 @@
+"""One file per method. A scorer is a plain callable for `datasets.map`."""

@@ -1,0 +1,394 @@
+"""select(): from scores and a budget to a Selection: the kept rows, where they came from, and the manifest that says how."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_curate.budgets import MEASURED, STRATEGIES, Budget, parse_budget, preference, take
+from hf_curate.errors import BudgetError, ColumnsError, CurateError
+from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, parse_source, versions
+from hf_curate.stats import spearman
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_curate.hub.card import Card
+    from hf_curate.runs.local import AnyScorer
+
+BINS = 40
+OVERLAP_ROWS = 1000
+"""Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A subset and the account of how it was chosen.
+
+    Attributes:
+        dataset: the kept rows in source order: all source columns, the score columns, and `source_row` (int64).
+        indices: [n] int64 rows of the scored dataset, ascending.
+        manifest: JSON, see `hf_curate.hub.manifest`.
+        problems: what data and manifest disagree about, when the selection was loaded; empty otherwise.
+    """
+
+    dataset: Dataset
+    indices: np.ndarray
+    manifest: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        rows, budget = self.manifest["rows"], self.manifest["budget"]
+        selector = self.manifest["selector"]["name"]
+        return f"Selection({rows['kept']:,} of {rows['in']:,} rows by {selector}, budget {budget['asked']})"
+
+    @property
+    def baselines(self) -> dict[str, dict[str, int]]:
+        """Baseline -> {"rows", "shared"}: how many kept rows it would have kept too at the same number of rows."""
+        return self.manifest["baselines"]
+
+    @property
+    def card(self) -> Card:
+        """The card's section for this selection, computed from the manifest."""
+        from hf_curate.hub.card import Card
+
+        return Card(self.manifest)
+
+    def save(self, folder: str | Path, config_name: str, *, split: str = "train") -> Path:
+        """Writes the files of a Hub dataset repo: parquet, manifest, plots and README.md; other configs stay untouched.
+
+        Returns the folder. `load_dataset(folder, config_name, split=split)` loads it back.
+        """
+        from hf_curate.hub.files import save
+
+        return save(self, Path(folder), config_name, split)
+
+
+def select(
+    dataset: Dataset,
+    scorer: AnyScorer | str,
+    budget: str | int | None = None,
+    *,
+    strategy: str = "top",
+    min_score: float | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    source: str | None = None,
+) -> Selection:
+    """Keeps the rows that a budget pays for, best first.
+
+    Args:
+        dataset: a scored dataset.
+        scorer: the scorer that scored it, or the name of a column (higher is better).
+        budget: "20%" (of all input rows, rounded up), 5000 or "5000 rows", or "2M tokens" (stops at the first row that does
+            not fit). More than the rows that have a score is an error.
+        strategy: "top"; "threshold" (all rows with at least `min_score`, no budget); "stratified" (top within each group of
+            the column `group`, in proportion to its scored rows); or a baseline: "random", "longest", "most_steps",
+            "lowest_loss", "highest_loss".
+        min_score: rows below it are never kept.
+        group: column of the strata.
+        seed: of "random" and of the random baseline.
+        source: where the rows came from, "org/name@revision:config/split"; None is recorded as "not recorded".
+
+    Raises:
+        BudgetError: a budget that cannot be read or filled. ColumnsError: no such column.
+    """
+    if SOURCE_ROW in dataset.column_names:
+        raise ColumnsError(
+            f"the dataset already has a column {SOURCE_ROW!r} (is it a selection?): rename it first, "
+            f"dataset.rename_column({SOURCE_ROW!r}, 'parent_row')."
+        )
+    record, added, column = _of_scorer(dataset, scorer)
+    scores = _numbers(dataset, column)
+    measures = _measures(dataset, column)
+    _check_strategy(strategy, budget, min_score, group, measures)
+    eligible = scores if min_score is None else np.where(scores >= min_score, scores, np.nan)
+    ranked = _rank_by(strategy, eligible, measures)
+    groups = _column(dataset, group).to_pylist() if group is not None else None
+    order = preference(ranked, strategy=strategy, groups=groups, seed=seed)
+    asked = None if strategy == "threshold" else parse_budget(budget)
+    kept = np.sort(order if asked is None else take(order, asked, len(dataset), measures.get("tokens")))
+    if not len(kept):
+        raise BudgetError(f"nothing is kept: no row of {len(dataset):,} satisfies budget={budget!r}, min_score={min_score!r}.")
+    subset = dataset.select(kept).add_column(SOURCE_ROW, kept.astype(np.int64))  # type: ignore[call-arg]
+    sources = [name for name in dataset.column_names if name not in added]
+    manifest = {
+        "schema": SCHEMA,
+        "config_name": None,
+        "split": None,
+        "source": _source(source, dataset, sources),
+        "rows": _rows(dataset, column, scores, kept, record),
+        "selector": _selector(record, column, strategy),
+        "model": record.get("model"),
+        "budget": _budget(asked, kept, scores, measures, strategy, min_score, group, seed),
+        "scores": _summary(scores, kept),
+        "confounds": _confounds(dataset, scorer, scores, measures, seed),
+        "baselines": _baselines(eligible, measures, kept, seed),
+        "columns": _column_types(subset, sources, added),
+        "digests": {"source_row": digest_indices(kept), "rows": digest_rows(subset, sources)},
+        "versions": versions(),
+        "command": _command(record, column, budget, strategy, min_score, group, seed, source),
+        "citations": ["grace"] if record.get("name") == "GRACE" else [],
+    }
+    return Selection(subset, kept.astype(np.int64), manifest)
+
+
+def _of_scorer(dataset: Dataset, scorer: AnyScorer | str) -> tuple[dict[str, Any], list[str], str]:
+    """(record, names of the score columns, column to rank by)."""
+    if isinstance(scorer, str):
+        record, column = {}, scorer
+        prefix = column.rpartition("_")[0]
+        known = ("error", "value", "score", "tokens", "loss", "step_scores", "gram", "gram_tokens")
+        added = [name for name in dataset.column_names if name == column or (prefix and name in {f"{prefix}_{k}" for k in known})]
+    else:
+        record = scorer.record()
+        added = [name for name in scorer.columns if name in dataset.column_names]
+        column = getattr(scorer, "column", None) or record.get("column") or next(iter(scorer.columns))
+    if column not in dataset.column_names:
+        raise ColumnsError(
+            f"the dataset has no column {column!r} to rank by; it has {', '.join(map(repr, dataset.column_names))}. "
+            "Score it first: scored = score(dataset, scorer)."
+        )
+    return record, added, column
+
+
+def _column(dataset: Dataset, name: str) -> Any:
+    """A whole column as an arrow array."""
+    if name not in dataset.column_names:
+        raise ColumnsError(f"no column {name!r}; the dataset has {', '.join(map(repr, dataset.column_names))}.")
+    return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+
+
+def _numbers(dataset: Dataset, name: str) -> np.ndarray:
+    """[n] float64 with NaN for null."""
+    import pyarrow as pa
+
+    array = _column(dataset, name)
+    if pa.types.is_null(array.type):
+        return np.full(len(array), np.nan)
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
+        raise ColumnsError(f"column {name!r} holds {array.type}, and ranking needs numbers.")
+    return np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _measures(dataset: Dataset, column: str) -> dict[str, np.ndarray]:
+    """Measures of the rows that lie beside the score: tokens, loss and steps, where the scorer wrote them."""
+    import pyarrow.compute as pc
+
+    prefix, found = column.rpartition("_")[0], {}
+    for measure in ("tokens", "loss"):
+        if f"{prefix}_{measure}" in dataset.column_names:
+            found[measure] = _numbers(dataset, f"{prefix}_{measure}")
+    if f"{prefix}_step_scores" in dataset.column_names:
+        lengths = pc.list_value_length(_column(dataset, f"{prefix}_step_scores"))  # type: ignore[attr-defined]
+        found["steps"] = np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.float64)
+    return found
+
+
+def _check_strategy(
+    strategy: str, budget: Any, min_score: float | None, group: str | None, measures: Mapping[str, np.ndarray]
+) -> None:
+    if strategy not in STRATEGIES:
+        raise CurateError(f"strategy={strategy!r} is not one of {', '.join(map(repr, STRATEGIES))}.")
+    if strategy == "threshold" and (min_score is None or budget is not None):
+        raise BudgetError(f"strategy='threshold' takes min_score and no budget; got min_score={min_score!r}, budget={budget!r}.")
+    if strategy != "threshold" and budget is None:
+        raise BudgetError(f"strategy={strategy!r} needs a budget, such as '20%', 5000 or '2M tokens'.")
+    if (strategy == "stratified") != (group is not None):
+        raise BudgetError(f"group=COLUMN goes with strategy='stratified'; got group={group!r}, strategy={strategy!r}.")
+    if strategy in MEASURED and MEASURED[strategy][0] not in measures:
+        raise ColumnsError(f"strategy={strategy!r} needs the {MEASURED[strategy][0]} of each row, which this scorer did not write.")
+
+
+def _rank_by(strategy: str, scores: np.ndarray, measures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the strategy ranks by, NaN where a row may not be kept."""
+    if strategy not in MEASURED:
+        return scores
+    measure, sign = MEASURED[strategy]
+    return np.where(np.isnan(scores), np.nan, sign * measures[measure])
+
+
+def _source(source: str | None, dataset: Dataset, columns: list[str]) -> dict[str, Any] | None:
+    record = parse_source(source, dataset)
+    return None if record is None else {**record, "columns": columns}
+
+
+def _rows(
+    dataset: Dataset, column: str, scores: np.ndarray, kept: np.ndarray, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    errors = f"{column.rpartition('_')[0]}_error"
+    failed: Counter[str] = Counter()
+    if errors in dataset.column_names:
+        failed.update(text.partition(":")[0] for text in _column(dataset, errors).to_pylist() if text)
+    unexplained = int(np.isnan(scores).sum()) - sum(failed.values())
+    if unexplained > 0:
+        failed["null without a reason"] = unexplained
+    return {
+        "in": len(dataset),
+        "scored": int((~np.isnan(scores)).sum()),
+        "failed": dict(sorted(failed.items(), key=lambda item: (-item[1], item[0]))),
+        "duplicate_prompts": _duplicates(dataset, record),
+        "kept": len(kept),
+    }
+
+
+def _duplicates(dataset: Dataset, record: Mapping[str, Any]) -> int | None:
+    """Rows whose prompt repeats that of an earlier row exactly; None where the columns are not known."""
+    from hf_curate.rows import Columns, detect_columns, prompt_key
+
+    asked = dict(record.get("settings", {}).get("columns") or {})
+    try:
+        columns = Columns(**asked) if asked.get("level") else detect_columns(dataset.column_names, None, **asked)
+    except (ColumnsError, TypeError):  # TypeError: a foreign scorer's record that says "columns" about something else
+        return None
+    names = [n for n in (columns.messages, columns.prompt) if n is not None and n in dataset.column_names]
+    if not names:
+        return None
+    needed = [n for n in vars(columns).values() if isinstance(n, str) and n in dataset.column_names]
+    seen = Counter(prompt_key(row, columns) for row in dataset.select_columns(list(dict.fromkeys(needed))))
+    seen.pop("", None)
+    return sum(count - 1 for count in seen.values())
+
+
+def _selector(record: Mapping[str, Any], column: str, strategy: str) -> dict[str, Any]:
+    return {
+        "name": record.get("name") or f"column {column}",
+        "class": record.get("class"),
+        "algorithm_version": record.get("algorithm_version"),
+        "identity": record.get("identity"),
+        "column": column,
+        "strategy": strategy,
+        "settings": record.get("settings") or {},
+        "audit": record.get("audit"),
+    }
+
+
+def _budget(
+    asked: Budget | None,
+    kept: np.ndarray,
+    scores: np.ndarray,
+    measures: Mapping[str, np.ndarray],
+    strategy: str,
+    min_score: float | None,
+    group: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    by_score = strategy in ("top", "threshold")
+    return {
+        "asked": asked.asked if asked else f"min_score {min_score:g}",
+        "unit": asked.unit if asked else "min_score",
+        "rows": len(kept),
+        "tokens": int(measures["tokens"][kept].sum()) if "tokens" in measures else None,
+        "min_score": None if min_score is None else float(min_score),
+        "threshold": float(scores[kept].min()) if by_score else None,
+        "seed": int(seed),
+        "group": group,
+    }
+
+
+def _summary(scores: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
+    scored = scores[np.isfinite(scores)]
+    if not len(scored):
+        return {"all": None, "kept": None, "histogram": None}
+    edges = np.histogram_bin_edges(scored, bins=BINS)
+    inside = np.zeros(len(scores), dtype=bool)
+    inside[kept] = True
+    counts = {
+        name: np.histogram(scores[mask & np.isfinite(scores)], bins=edges)[0].tolist()
+        for name, mask in (("kept", inside), ("dropped", ~inside))
+    }
+    return {
+        "all": _quantiles(scored),
+        "kept": _quantiles(scores[kept][np.isfinite(scores[kept])]),
+        "histogram": {"edges": edges.tolist(), **counts},
+    }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float | int] | None:
+    if not len(values):
+        return None
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+    named = {"min": values.min(), "p05": low, "median": median, "p95": high, "max": values.max()}
+    named |= {"mean": values.mean(), "std": values.std()}
+    return {"count": len(values), **{name: float(value) for name, value in named.items()}}
+
+
+def _confounds(
+    dataset: Dataset, scorer: Any, scores: np.ndarray, measures: Mapping[str, np.ndarray], seed: int
+) -> dict[str, float | None]:
+    """Spearman of the score with what it should not merely be: steps, tokens, loss, overlap of steps and answer."""
+    found = {name: spearman(scores, measures[name]) if name in measures else None for name in ("steps", "tokens", "loss")}
+    overlaps = getattr(scorer, "overlaps", None)
+    if overlaps is None:
+        return {**found, "overlap": None}
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(np.isfinite(scores)))[:OVERLAP_ROWS]
+    return {**found, "overlap": spearman(scores[rows], overlaps(dataset.select(rows)))}
+
+
+def _baselines(
+    scores: np.ndarray, measures: Mapping[str, np.ndarray], kept: np.ndarray, seed: int
+) -> dict[str, dict[str, int]]:
+    found = {}
+    for name in ("random", *MEASURED):
+        if name in MEASURED and MEASURED[name][0] not in measures:
+            continue
+        ranked = _rank_by(name, scores, measures)
+        chosen = preference(ranked, strategy=name, seed=seed)[: len(kept)]
+        found[name] = {"rows": len(chosen), "shared": len(np.intersect1d(chosen, kept))}
+    return found
+
+
+def _column_types(subset: Dataset, sources: list[str], added: list[str]) -> dict[str, dict[str, str]]:
+    types = {name: _type_name(subset.features[name]) for name in subset.column_names}
+    return {
+        "source": {name: types[name] for name in sources},
+        "scores": {name: types[name] for name in added},
+        "added": {SOURCE_ROW: types[SOURCE_ROW]},
+    }
+
+
+def _type_name(feature: Any) -> str:
+    """float32, list<string>, struct<role: string>, or the feature's own name."""
+    if isinstance(feature, dict):
+        return f"struct<{', '.join(f'{name}: {_type_name(inner)}' for name, inner in feature.items())}>"
+    if isinstance(feature, list):
+        return f"list<{_type_name(feature[0])}>"
+    if hasattr(feature, "feature"):
+        return f"list<{_type_name(feature.feature)}>"
+    return str(getattr(feature, "dtype", feature) or type(feature).__name__)
+
+
+def _command(
+    record: Mapping[str, Any],
+    column: str,
+    budget: Any,
+    strategy: str,
+    min_score: float | None,
+    group: str | None,
+    seed: int,
+    source: str | None,
+) -> str:
+    """The Python call that repeats the selection; model and source by what the manifest calls them, never by path."""
+    model, settings = record.get("model") or {}, record.get("settings") or {}
+    if record.get("class"):
+        shown = {k: v for k, v in settings.items() if k in ("alpha", "history", "target", "proxy") and v is not None}
+        shown |= {k: v for k, v in (settings.get("columns") or {}).items() if v is not None and k != "level"}
+        arguments = [repr(model.get("id")), *([f"revision={model['sha']!r}"] if model.get("sha") else [])]
+        arguments += [f"{name}={tuple(value) if isinstance(value, list) else value!r}" for name, value in shown.items()]
+        ranked = f"{record['class']}({', '.join(arguments)})"
+        lines = [f"scorer = {ranked}", "scored = score(dataset, scorer)"]
+        call = "select(scored, scorer"
+    else:
+        lines, call = [], f"select(dataset, {column!r}"
+    options = {"budget": budget, "strategy": strategy, "min_score": min_score, "group": group, "seed": seed}
+    defaults = {"budget": None, "strategy": "top", "min_score": None, "group": None}
+    call += "".join(f", {name}={value!r}" for name, value in options.items() if name == "seed" or value != defaults[name])
+    return "\n".join([*lines, call + ")"])

@@ -1,0 +1,230 @@
+"""The card: a tree that says what the manifest says, in the same bytes every time."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_curate.errors import ManifestError
+from hf_curate.hub.card import PARTS, Card, budget_words, model_name, source_name, templates
+from hf_curate.hub.readme import merge_readme
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+PLOTS = {"scores": "grace-20pct/train.scores.png"}
+HUMAN = """---
+# Kept by hand; see the issue tracker before changing.
+pretty_name:   "Traces, mixed"
+license: cc-by-4.0
+configs:
+  - config_name: raw   # everything
+    data_files: "raw/*.parquet"
+    default: true
+tags: [math, 'our own']
+---
+
+# Traces, mixed
+
+Text that a person wrote.
+
+---
+
+More of it, after a rule.
+"""
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    return json.loads((GOLDENS / "manifest_grace.json").read_text(encoding="utf-8"))
+
+
+def assert_golden(name: str, text: str) -> None:
+    """Compare with tests/goldens/NAME; HF_CURATE_UPDATE_GOLDENS=1 writes it anew."""
+    path = GOLDENS / name
+    if os.environ.get("HF_CURATE_UPDATE_GOLDENS") == "1":
+        path.write_bytes(text.encode())
+    want = path.read_bytes().decode() if path.is_file() else ""
+    if text != want:
+        diff = "\n".join(unified_diff(want.splitlines(), text.splitlines(), f"goldens/{name}", "now", lineterm=""))
+        pytest.fail(
+            f"{name} changed; if that is meant, set HF_CURATE_UPDATE_GOLDENS=1 and run again\n{diff}", pytrace=False
+        )
+
+
+def test_the_card_of_a_new_readme_is_the_golden_one(manifest: dict[str, Any]) -> None:
+    text, notes = merge_readme(
+        None, manifest, card=Card(manifest, PLOTS, repo_id="me/gsm8k-grace"), title="gsm8k-grace"
+    )
+    assert notes == []
+    assert_golden("card_grace.md", text)
+
+
+def test_the_card_beside_human_text_is_the_golden_one(manifest: dict[str, Any]) -> None:
+    text, _ = merge_readme(HUMAN, manifest, card=Card(manifest, PLOTS))
+    assert_golden("card_beside_human_text.md", text)
+
+
+def test_the_first_line_is_the_whole_story_in_one_sentence(manifest: dict[str, Any]) -> None:
+    assert Card(manifest).body == (
+        "1,495 of 7,473 rows (20.0 %) of openai/gsm8k@e53f048, chosen by GRACE with Qwen/Qwen3-0.6B@c1899de, budget 20 %"
+    )
+
+
+def test_the_same_manifest_renders_to_the_same_bytes_and_is_not_changed(manifest: dict[str, Any]) -> None:
+    before = copy.deepcopy(manifest)
+    assert Card(manifest, PLOTS).render() == Card(copy.deepcopy(manifest), PLOTS).render()
+    assert manifest == before
+
+
+def test_sections_can_be_selected_edited_and_rendered_again(manifest: dict[str, Any]) -> None:
+    card = Card(manifest)
+    assert list(card.sections) == list(PARTS)
+    assert "`alpha` | `0.7`" in card["How it was chosen"]["Settings"].body
+    card["Limits"].body += "\n- Only English."
+    assert "- Only English.\n\n### Reproduce" in card.render()
+    with pytest.raises(KeyError, match="no section 'Limit' .* there are: Load, How it was chosen"):
+        card["Limit"]
+
+
+def test_the_plot_is_shown_with_its_numbers_in_words_or_not_at_all(manifest: dict[str, Any]) -> None:
+    image = re.search(r"!\[(.*)\]\((.*)\)", Card(manifest, PLOTS).render())
+    assert image is not None
+    assert image[2] == "grace-20pct/train.scores.png"
+    assert "7,465 scored rows: 1,495 kept, 5,970 dropped, threshold 0.3127" in image[1]
+    assert "![" not in Card(manifest).render()
+
+
+def test_everything_that_may_be_null_is_null_and_the_card_says_so(manifest: dict[str, Any]) -> None:
+    manifest["source"] = dict.fromkeys(manifest["source"])
+    manifest["model"] |= {"sha": None, "digest": None, "dtype": None, "architecture": None}
+    manifest["budget"] |= {"tokens": None, "threshold": None, "seed": None}
+    manifest["confounds"] = dict.fromkeys(manifest["confounds"])
+    manifest["baselines"] = {}
+    manifest["selector"] |= {"audit": None, "settings": {}, "class": None, "algorithm_version": None, "identity": None}
+    manifest["scores"]["histogram"] = None
+    manifest["rows"]["duplicate_prompts"] = None
+    manifest["command"] = None
+    card = Card(manifest)
+    assert "of a source that was not recorded, chosen by GRACE with Qwen/Qwen3-0.6B (commit not recorded)" in card.body
+    assert "unknown: see source" in card["Lineage and licence"].body
+    assert card["Scores"]["Audit against exact gradients"].body == "Not measured."
+    assert card["Scores"]["Overlap with simpler choices"].body == "Not measured."
+    assert card["Scores"]["Confounds"].body.count("| not measured |") == 4
+    assert "The score was not compared with exact gradients." in card["Limits"].body
+    assert "warm-up: none" in card["How it was chosen"].body
+    assert "None" not in card.render().replace("None recorded.", "")
+
+
+def test_a_plain_column_without_source_or_model_has_a_card_too(manifest: dict[str, Any]) -> None:
+    manifest |= {"source": None, "model": None, "citations": []}
+    manifest["selector"] |= {"name": "length", "column": "length", "settings": {}, "audit": None}
+    card = Card(manifest)
+    assert card.body.endswith("of a source that was not recorded, chosen by length, budget 20 %")
+    assert "no paper to cite" in card["Citation"].body
+    assert "GRACE" not in card.render()
+
+
+def test_a_threshold_selection_names_its_minimum_score_where_a_budget_would_stand(manifest: dict[str, Any]) -> None:
+    manifest["selector"]["strategy"] = "threshold"
+    manifest["budget"] |= {"asked": None, "min_score": 0.25}
+    assert Card(manifest).body.endswith(", minimum score 0.25")
+
+
+def test_a_warm_up_is_told_with_its_settings(manifest: dict[str, Any]) -> None:
+    manifest["model"]["warm_up"] = {"fraction": 0.05, "rows": 373, "method": "lora"}
+    card = Card(manifest)
+    assert "warm-up: fraction `0.05`, rows `373`, method `lora`." in card["How it was chosen"].body
+    assert "warmed up" not in card["Limits"].body
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("20%", "20 %"),
+        ("12.5 %", "12.5 %"),
+        (5000, "5,000 rows"),
+        ("5000", "5,000 rows"),
+        ("5000 rows", "5,000 rows"),
+        ("2M tokens", "2M tokens"),
+        (None, "none"),
+    ],
+)
+def test_budgets_are_written_as_a_reader_writes_them(asked: str | int | None, words: str) -> None:
+    assert budget_words(asked) == words
+
+
+def test_a_local_model_is_named_by_its_weights_and_a_source_without_commit_says_so(manifest: dict[str, Any]) -> None:
+    manifest["model"] |= {"id": "my-model", "sha": None, "digest": "sha256:0123456789"}
+    manifest["source"]["sha"] = None
+    assert model_name(manifest) == "my-model (weights 0123456)"
+    assert source_name(manifest) == "openai/gsm8k (commit not recorded)"
+
+
+@pytest.mark.parametrize("part", ["budget", "rows", "selector", "columns", "digests", "versions"])
+def test_a_manifest_without_a_part_is_an_error_and_not_an_empty_cell(manifest: dict[str, Any], part: str) -> None:
+    del manifest[part]
+    with pytest.raises(ManifestError, match=part):
+        Card(manifest)
+
+
+def test_numpy_numbers_read_like_python_numbers(manifest: dict[str, Any]) -> None:
+    plain = Card(manifest).render()
+    manifest["rows"]["kept"] = np.int64(manifest["rows"]["kept"])
+    manifest["budget"]["threshold"] = np.float32(manifest["budget"]["threshold"])
+    manifest["selector"]["settings"]["alpha"] = np.float64(0.7)
+    manifest["selector"]["settings"]["max_length"] = np.int32(40960)
+    assert Card(manifest).render() == plain
+
+
+def test_every_number_in_a_table_of_the_card_comes_from_the_manifest(manifest: dict[str, Any]) -> None:
+    rows, found = manifest["rows"], set()
+
+    def collect(value: Any) -> None:
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+            collect(item)
+        if isinstance(value, int | float):
+            found.update({f"{value:,}", f"{value:.4g}", f"{value:.2f}"})
+
+    collect(manifest)
+    for count in [rows["in"], rows["scored"], rows["kept"], *rows["failed"].values()]:
+        share = 100 * count / rows["in"]
+        found |= {f"{share:.1f} %", f"{share:.2g} %"}
+    found |= {f"{100 * b['shared'] / b['rows']:.1f} %" for b in manifest["baselines"].values()}
+    found.add(f"{100 * rows['kept'] / rows['scored']:.1f} %")
+    cells = {
+        c.strip() for line in Card(manifest).render().splitlines() if line.startswith("|") for c in line.split("|")
+    }
+    numbers = {cell for cell in cells if re.fullmatch(r"-?[\d.,]+(?: %)?", cell)} - {
+        "5 %",
+        "95 %",
+    }  # two column titles
+    assert len(numbers) > 25
+    assert numbers <= found
+
+
+def test_each_template_is_used_and_no_line_of_one_begins_with_data() -> None:
+    used = (
+        {part for part, _ in PARTS.values()}
+        | {sub for _, subs in PARTS.values() for sub in subs.values()}
+        | {"summary"}
+    )
+    files = {path.name.removesuffix(".md.j2"): path.read_text(encoding="utf-8") for path in templates().glob("*.j2")}
+    assert set(files) == used
+    begins = [
+        line for text in files.values() for line in text.splitlines() if re.match(r"\s*(?:\{%.*?%\}\s*)*\{\{", line)
+    ]
+    assert [line for line in begins if "| number" not in line.split("}}")[0] and "| fence" not in line] == []
+
+
+def test_card_and_readme_import_no_torch() -> None:
+    check = "import sys, hf_curate.hub.card, hf_curate.hub.readme, hf_curate.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -1,0 +1,417 @@
+"""Spans: which part of a trace is the answer, which parts are steps, and what holds for every text."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from realdata import gsm8k_rows, needs_gsm8k
+
+from hf_curate.errors import CurateError, RowError
+from hf_curate.rows import detect_columns, read_trace
+from hf_curate.steps import SPLITTERS, Spans, check_splitter, find_answer, find_spans
+
+TEA = "Mara sold 48/2 = <<48/2=24>>24 cups in May.\nShe sold 48+24 = <<48+24=72>>72 cups.\n#### 72"
+R1 = (
+    "<think>\nOkay, half of 48 is 24.\n\nSo 48 + 24 = 72. Maybe \\boxed{70}?\n\nNo, 72.\n</think>\n\n"
+    "She sold $\\boxed{72}$ cups."
+)
+NUMBERED = "Let me think.\n**Step 1:** Halve 48,\nwhich is 24.\n### Step 2. Add.\nStep 3) Check.\nFinal answer: 72"
+
+
+def answer_of(text: str, gold: str | None = None) -> tuple[str, str, str]:
+    """The answer, what found it, and the text from its marker on."""
+    (start, end), marker, by = find_answer(text, gold)
+    return text[start:end], by, text[marker:]
+
+
+def steps_of(text: str, **options: Any) -> list[str]:
+    return [text[start:end] for start, end in find_spans(text, **options).steps]
+
+
+def error_of(text: str, **options: Any) -> str:
+    with pytest.raises(RowError) as caught:
+        find_spans(text, **options)
+    return str(caught.value)
+
+
+def spans_if_any(text: str, **options: Any) -> Spans | None:
+    try:
+        return find_spans(text, **options)
+    except RowError as error:
+        if error.kind not in ("no answer", "no step"):
+            raise
+        return None
+
+
+# -- the answer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "by", "marker"),
+    [
+        (TEA, "72", "####", "#### 72"),
+        ("7 * 6\r\n#### 42\r\n", "42", "####", "#### 42"),
+        ("90 + 5\n#95", "95", "####", "#95"),
+        ("1 #### 2\nrest", "2", "####", "#### 2"),
+        (R1, "72", "boxed", "\\boxed{72}"),
+        ("so \\boxed{\\frac{1}{2}} it is", "\\frac{1}{2}", "boxed", "\\boxed{\\frac{1}{2}}"),
+        ("so \\boxed{ \\{1, 2\\} }", "\\{1, 2\\}", "boxed", "\\boxed{ \\{1, 2\\} }"),
+        ("\\boxed{\\left\\{ x \\right.}", "\\left\\{ x \\right.", "boxed", "\\boxed{"),
+        ("\\boxed{1} then \\boxed{2} then \\boxed{3", "2", "boxed", "\\boxed{2}"),
+        ("\\boxed{}\n#### 5", "5", "####", "#### 5"),
+        ("<think>\\boxed{5}</think> done", "5", "boxed", "\\boxed{5}"),
+        ("a\n†Answer: 7 apples \nb", "7 apples", "†Answer:", "†Answer: 7"),
+        ("a\nfinal Answer: 3\nFinal answer: 7", "7", "Final answer:", "Final answer: 7"),
+        ("a\n**Final answer:** 7", "7", "Final answer:", "**Final answer:** 7"),
+        ("a\n**Final Answer: x^2**", "x^2", "Final answer:", "**Final Answer: x^2**"),
+        ("a\n**Final answer:** $\\boxed{7}$", "7", "boxed", "**Final answer:**"),
+        ("<think>a</think>\n\nIt is 7.\n", "It is 7.", "after </think>", "</think>"),
+        ("#### Step 4: add\n†Answer: 7\nok", "7", "†Answer:", "†Answer: 7"),
+        ("#### Final Answer\n\nso <think></think> 7", "7", "after </think>", "</think> 7"),
+    ],
+)
+def test_each_marker_gives_the_answer_alone(text: str, answer: str, by: str, marker: str):
+    found = answer_of(text)
+    assert found[:2] == (answer, by)
+    assert found[2].startswith(marker)
+
+
+@pytest.mark.parametrize("text", ["", "no answer here", "####", "#### ", "\\boxed{}", "Final answer:", "x</think> \n"])
+def test_a_trace_without_answer_says_what_was_looked_for(text: str):
+    assert error_of(text) == (
+        "no answer: no answer column text, \\boxed{}, '####', '†Answer:', 'Final answer:' or text after </think> "
+        "found; pass answer=COLUMN"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "before"),
+    [
+        ("5 and 5 but not 15", "5", "5 and "),
+        ("5, not 3.5 or 5.2 or 1,5 or 5,000", "5", ""),
+        ("it is 5. Not -5.", "5", "it is "),
+        ("10-5 is 5", "5", "10-5 is "),
+        ("10 minus 5: 10-5", "5", "10 minus 5: 10-"),
+        ("cat, not catalogue", "cat", ""),
+        ("答案是5。", "5", "答案是"),
+        ("答案是北京。", "北京", "答案是"),
+        ("الناتج هو 42 وليس 142", "42", "الناتج هو "),
+        ("x_5 = 5", "5", "x_5 = "),
+        ("1 1 1 1", "1 1", "1 1 "),
+        ("so (x+1)^2 holds", "(x+1)^2", "so "),
+        ("line\r\n72\r\n", " 72 ", "line\r\n"),
+    ],
+)
+def test_gold_text_is_found_last_and_as_a_whole_word(text: str, gold: str, before: str):
+    span, marker, by = find_answer(text, gold)
+    assert text[slice(*span)] == gold.strip()
+    assert (text[: span[0]], marker, by) == (before, span[0], "column")
+
+
+@pytest.mark.parametrize(
+    ("text", "marker"),
+    [
+        (TEA, "#### 72"),
+        (R1, "\\boxed{72}"),
+        ("a\n#### $72", "#### $72"),
+        ("a\n#72", "#72"),
+        ("a\nFinal answer: it is 72 cups", "Final answer: it"),
+        ("a\n†Answer:72", "†Answer:72"),
+    ],
+)
+def test_gold_text_behind_a_marker_takes_the_marker_along(text: str, marker: str):
+    answer, by, rest = answer_of(text, "72")
+    assert (answer, by) == ("72", "column")
+    assert rest.startswith(marker)
+
+
+def test_gold_text_that_is_not_there_leaves_it_to_the_markers():
+    assert answer_of("so 1,234\n#### 1,234", "1234")[:2] == ("1,234", "####")
+    assert answer_of("so 15\n#### 15", "5")[:2] == ("15", "####")
+    assert answer_of("so 15\n#### 15", " ")[:2] == ("15", "####")
+
+
+# -- the steps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "splitter", "steps"),
+    [
+        (TEA, "gsm8k", TEA.split("\n")[:2]),
+        (TEA.replace("\n", "\r\n"), "gsm8k", TEA.split("\n")[:2]),
+        ("48/2=24 #### 24", "gsm8k", ["48/2=24"]),
+        ("90 / 2 = 45\n\n45 + 50 = 95\n#95", "gsm8k", ["90 / 2 = 45", "45 + 50 = 95"]),
+        (R1, "think", ["Okay, half of 48 is 24.", "So 48 + 24 = 72. Maybe \\boxed{70}?", "No, 72."]),
+        ("<think>a\nb</think>\\boxed{1}", "think", ["a", "b"]),
+        ("<think>Add 2. Then 3.</think>\\boxed{5}", "think", ["Add 2.", "Then 3."]),
+        ("<think>a</think>b<think>c</think>\\boxed{1}", "think", ["a", "c"]),
+        (
+            NUMBERED,
+            "numbered",
+            ["**Step 1:** Halve 48,\nwhich is 24.", "### Step 2. Add.", "Step 3) Check."],
+        ),
+        ("**Step 1**\nx\n\n**Step 2**\ny\n\\boxed{2}", "numbered", ["**Step 1**\nx", "**Step 2**\ny"]),
+        ("Step 1: a b Step 2: c \\boxed{2}", "numbered", ["Step 1: a b", "Step 2: c"]),
+        ("<think>\nStep 1: a\nStep 2: b\n</think>\nSo c. \\boxed{2}", "numbered", ["Step 1: a", "Step 2: b"]),
+        ("As Step 2: says, a.\nAs Step 1: says, b.\n\\boxed{2}", "lines", None),
+        ("First\nhalf.\n\nThen all.\n\nSo $\\boxed{2}$", "blank_lines", ["First\nhalf.", "Then all.", "So $"]),
+        ("a\n \t\nb\u2028\u2028c\n†Answer: 1", "blank_lines", ["a", "b", "c"]),
+        ("a = 1\nb = 2\n\n\\boxed{3}", "lines", ["a = 1", "b = 2"]),
+        ("أولا نجمع\nثم نضرب\n†Answer: ٤٢", "lines", ["أولا نجمع", "ثم نضرب"]),
+        (
+            "We add 1.5 and 2, i.e. 3.5. Then stop! \\boxed{3.5}",
+            "sentences",
+            ["We add 1.5 and 2, i.e. 3.5.", "Then stop!"],
+        ),
+        ("先算24。再加48。\\boxed{72}", "sentences", ["先算24。", "再加48。"]),
+        ("هل نجمع؟ نعم. \\boxed{72}", "sentences", ["هل نجمع؟", "نعم."]),
+        ("1. Add. 2. Stop. \\boxed{1}", "sentences", ["1. Add.", "2. Stop."]),
+        ("only one \\boxed{1}", "sentences", ["only one"]),
+        ("#### Heading\n\nReason.\n\nMore.\n\n\\boxed{1}", "blank_lines", ["#### Heading", "Reason.", "More."]),
+        ("---\na\n**\nb\n$$\n\\boxed{1}", "lines", ["a", "b"]),
+    ],
+)
+def test_auto_takes_the_first_rule_that_applies(text: str, splitter: str, steps: list[str] | None):
+    spans = find_spans(text)
+    assert spans.splitter == splitter
+    if steps is not None:
+        assert [text[slice(*span)] for span in spans.steps] == steps
+
+
+def test_numbered_markers_come_before_gsm8k_lines_and_think():
+    text = "<think>\nhm\n\nhm\n</think>\nStep 1: a\nStep 2: b\n#### 7"
+    assert find_spans(text).splitter == "numbered"
+
+
+def test_a_think_tag_that_the_template_opened_counts_as_opened():
+    text = "Half is 24.\n\nSum is 72.\n</think>\n\nSo it is 72 cups."
+    assert find_spans(text, think_open=True).splitter == "think"
+    assert steps_of(text, think_open=True) == ["Half is 24.", "Sum is 72."]
+    assert find_spans(text).splitter == "blank_lines"
+    assert find_spans("<think>\n" + text, think_open=True).splitter == "think"
+    assert steps_of("<think>\n" + text, think_open=True) == ["Half is 24.", "Sum is 72."]
+
+
+def test_steps_end_before_the_answer_and_none_begins_behind_it():
+    assert steps_of("We add.\nSo 72 it is.\nIndeed.", gold="72") == ["We add.", "So"]
+
+
+def test_nothing_before_the_answer_is_an_error():
+    assert error_of("\\boxed{1}\nbecause\nof this") == (
+        "no step: the splitter 'auto' found none before the answer at character 0"
+    )
+
+
+def test_think_steps_stay_whole_when_the_answer_is_behind_them():
+    assert find_spans(R1, gold="72").splitter == "think"
+    assert steps_of(R1, gold="72") == steps_of(R1)
+
+
+# -- ready steps, named splitters, regexes, callables ---------------------------------------------------------------
+
+
+def test_ready_steps_are_located_in_order():
+    text = "a b\na b\nc\n#### 1"
+    spans = find_spans(text, steps=["a b", "", " a b ", "c\n#### 1"])
+    assert (spans.steps, spans.splitter) == (((0, 3), (4, 7), (8, 9)), "steps")
+
+
+def test_ready_steps_that_are_not_in_the_trace_are_an_error():
+    assert error_of(TEA, steps=["Mara sold", "Nora bought"]) == (
+        "steps not found: step 2 of the steps column, 'Nora bought', is not in the text from 9 on"
+    )
+
+
+def test_a_named_splitter_stands_alone():
+    assert steps_of(TEA, split="lines") == TEA.split("\n")[:2]
+    assert steps_of("one line \\boxed{1}", split="blank_lines") == ["one line"]
+    assert find_spans(TEA, steps=["Mara"], split="sentences").splitter == "sentences"
+    assert error_of(TEA, split="numbered") == (
+        "no step: the splitter 'numbered' found none before the answer at character 82"
+    )
+    assert error_of(TEA, split="think").startswith("no step")
+
+
+@pytest.mark.parametrize("split", [r"\s*;\s*", re.compile(r"\s*;\s*"), r"(;)"])
+def test_a_regex_is_what_stands_between_two_steps(split: str | re.Pattern[str]):
+    text = "; a ;b; \\boxed{1}"
+    assert steps_of(text, split=split) == ["a", "b"]
+    assert find_spans(text, split=split).splitter == "regex"
+
+
+def test_a_regex_of_no_width_splits_too():
+    assert steps_of("a 1 b 2 \\boxed{1}", split=r"(?=b)") == ["a 1", "b 2"]
+
+
+def halves(text: str) -> Sequence[tuple[int, int]]:
+    return [(0, 4), (4, 4), (5, len(text))]
+
+
+def test_a_callable_returns_texts_or_spans():
+    text = "ab cd ef \\boxed{1}"
+    assert steps_of(text, split=str.split) == ["ab", "cd", "ef"]
+    assert steps_of(text, split=halves) == ["ab c", "ef"]
+    assert find_spans(text, split=halves).splitter == "callable"
+    assert error_of(text, split=lambda text: []).startswith("no step")
+
+
+@pytest.mark.parametrize(
+    "returned", ["text", [(0, 99)], [(3, 5), (0, 2)], [(0, 3), (2, 5)], [(0.5, 1)], [(1, 2, 3)], ["a", (0, 1)]]
+)
+def test_a_callable_that_returns_something_else_is_named_in_the_error(returned: Any):
+    def by_hand(text: str) -> Any:
+        return returned
+
+    with pytest.raises(CurateError, match="the splitter by_hand returned "):
+        find_spans("ab cd \\boxed{1}", split=by_hand)
+
+
+def test_a_callable_that_fails_costs_only_the_row():
+    def broken(text: str) -> list[str]:
+        raise TypeError("no splitting today")
+
+    assert error_of("a \\boxed{1}", split=broken) == "splitter failed: TypeError: no splitting today"
+
+
+@pytest.mark.parametrize("split", ["auto", *SPLITTERS, r"\n+", re.compile("x"), str.split])
+def test_known_splitters_pass_the_check(split: Any):
+    check_splitter(split)
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (7, "a splitter cannot be int 7"),
+        (None, "a splitter cannot be NoneType None"),
+        ("(", "as a regex it does not compile"),
+        ("sentence", "Did you mean 'sentences'?"),
+        ("blanklines", "Did you mean 'blank_lines'?"),
+        (re.compile(b"x"), "a regex for bytes"),
+    ],
+)
+def test_unknown_splitters_are_refused_with_what_there_is(split: Any, words: str):
+    with pytest.raises(CurateError) as caught:
+        check_splitter(split)
+    assert words in str(caught.value)
+
+
+# -- what holds for every text --------------------------------------------------------------------------------------
+
+FRAGMENTS = [
+    *(
+        "Half of 48 is 24.",
+        "So x = 3.5, i.e. 7/2!",
+        "نجمع العددين",
+        "因此答案是5。",
+        "5",
+        "e\u0301",
+        "😀",
+        "...",
+        "$",
+        "**",
+    ),
+    *(" ", "\t", "\n", "\n\n", "\r\n", "\u2028", "\x85", "<think>", "</think>", "Step 1:", "**Step 2**", "step 3)"),
+    *("\\boxed{", "{", "}", "\\{", "\\boxed{\\frac{1}{2}}", "#", "####", "#### 72"),
+    *("†Answer:", "**Final answer:**", "Final answer: 5"),
+]
+texts = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
+splits = st.sampled_from(["auto", *SPLITTERS, r"\.\s*", str.split, str.splitlines])
+
+
+@settings(max_examples=1000, deadline=None)
+@given(texts, st.sampled_from([None, "5", "72", "\\frac{1}{2}", "العددين"]), splits, st.booleans())
+def test_spans_are_ordered_apart_stripped_and_free_of_the_answer(text: str, gold: Any, split: Any, think_open: bool):
+    spans = spans_if_any(text, gold=gold, split=split, think_open=think_open)
+    if spans is None:
+        return
+    _, marker, _ = find_answer(text, gold)
+    assert spans.steps
+    assert marker <= spans.answer[0]
+    bounds = [bound for span in (*spans.steps, spans.answer) for bound in span]
+    assert bounds == sorted(bounds)
+    assert 0 <= bounds[0] <= bounds[-1] <= len(text)
+    assert spans.steps[-1][1] <= marker
+    for start, end in (*spans.steps, spans.answer):
+        assert start < end
+        assert text[start:end] == text[start:end].strip()
+
+
+@given(texts, st.lists(st.sampled_from(["a 1", "b\nc", "د", " d "]), min_size=1, max_size=5))
+def test_ready_steps_that_are_there_are_found_with_any_text_between(between: str, steps: list[str]):
+    text = f"\n{between}\n".join(steps) + "\n\\boxed{7}"
+    assert len(find_spans(text, steps=steps, gold="7").steps) == len(steps)
+
+
+HOSTILE = {
+    "braces": "{" * 100_000,
+    "open boxes": "\\boxed{" * 100_000,
+    "line breaks": "\n" * 100_000,
+    "spaced line breaks": "\n \t" * 70_000,
+    "dots": "." * 200_000,
+    "sentences": ". " * 100_000,
+    "hashes": "#" * 200_000,
+    "hash lines": "#### \n" * 40_000,
+    "stars": "*" * 200_000,
+    "digits": "5" * 200_000,
+    "spaced digits": "5 " * 100_000,
+    "open thinks": "<think>" * 30_000,
+    "closed thinks": "</think>" * 25_000,
+    "markers": "final answer:" * 15_000,
+    "steps": "Step 1: " * 25_000,
+    "a step far away": "Step" + " " * 200_000 + "1:",
+    "a box far away": "\\boxed" + " " * 200_000,
+    "backslashes": "\\" * 200_000,
+    "ideographic stops": "好。" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("gold", [None, "5", "5" * 50_000], ids=["no gold", "short gold", "long gold"])
+def test_hostile_texts_take_no_longer_than_their_length_allows(name: str, gold: str | None):
+    text = HOSTILE[name] + "\n†Answer: 1\nend"
+    started = time.process_time()
+    spans_if_any(text, gold=gold, think_open=True)
+    # About 0.4 s at most on a slow core; a quadratic rule takes minutes.
+    assert time.process_time() - started < 3
+
+
+def test_a_long_ordinary_trace_is_fast():
+    text = "".join(f"So we add {n} and {n + 1}, and get {2 * n + 1}.\n\n" for n in range(6_000)) + "\\boxed{12000}"
+    started = time.process_time()
+    assert len(find_spans(text, gold="12000").steps) == 6_000
+    assert time.process_time() - started < 1
+
+
+# -- real data ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.realdata
+@needs_gsm8k
+@pytest.mark.parametrize(("split", "count", "long"), [("train", 7_473, 103), ("test", 1_319, 23)])
+def test_every_gsm8k_row_has_its_lines_as_steps_and_the_text_after_the_hashes_as_answer(
+    split: str, count: int, long: int
+):
+    rows = gsm8k_rows(split)
+    columns = detect_columns(list(rows[0]), rows[0])
+    lengths: Counter[int] = Counter()
+    for row in rows:
+        trace = read_trace(row, columns)
+        spans = find_spans(trace.completion, gold=trace.gold, steps=trace.steps)
+        lines, _, value = row["answer"].partition("####")
+        assert trace.completion[slice(*spans.answer)] == value.strip()
+        assert [trace.completion[slice(*step)] for step in spans.steps] == [
+            line.strip() for line in lines.splitlines() if line.strip()
+        ]
+        assert (spans.splitter, spans.answer_by) == ("gsm8k", "####")
+        assert find_spans(trace.completion, gold=value).steps == spans.steps
+        lengths[len(spans.steps)] += 1
+    assert lengths.total() == count
+    # The authors of GRACE keep traces of at least 8 steps: 103 of GSM8K's training rows.
+    assert sum(number for steps, number in lengths.items() if steps >= 8) == long
