@@ -12,7 +12,8 @@ import numpy as np
 
 from hf_curate.budgets import MEASURED, STRATEGIES, Budget, parse_budget, preference, take
 from hf_curate.errors import BudgetError, ColumnsError, CurateError
-from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, parse_source, versions
+from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, versions
+from hf_curate.sources import source_record
 from hf_curate.stats import spearman
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _rank_by(strategy: str, scores: np.ndarray, measures: Mapping[str, np.ndarra
 
 
 def _source(source: str | None, dataset: Dataset, columns: list[str]) -> dict[str, Any] | None:
-    record = parse_source(source, dataset)
+    record = source_record(source, dataset)
     return None if record is None else {**record, "columns": columns}
 
 

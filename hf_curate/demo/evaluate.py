@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,11 +18,12 @@ def greedy_rollouts(
 ) -> list[str]:
     """One greedy completion for each prompt, at most ``MAX_NEW_TOKENS`` tokens, special tokens left out."""
     model.eval()
+    generate = cast(Callable[..., torch.Tensor], model.generate)
     texts: list[str] = []
     for first in range(0, len(prompts), batch_rows):
         batch = tokenizer(prompts[first : first + batch_rows], padding=True, padding_side="left", return_tensors="pt")
         with torch.no_grad():
-            tokens = model.generate(
+            tokens = generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=MAX_NEW_TOKENS,

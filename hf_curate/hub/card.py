@@ -7,6 +7,7 @@ escaped for Markdown by default (`markdown.escape`), and a name that the manifes
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -159,6 +160,7 @@ def templates() -> Path:
     raise CurateError("The card templates are missing from this installation: pip install --force-reinstall hf_curate")
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates()),

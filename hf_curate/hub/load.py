@@ -47,10 +47,16 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
     return Selection(dataset, indices, manifest, problems)  # type: ignore[arg-type]
 
 
-def _splits(root: Path, config_name: str) -> list[str]:
+def curated_configs(root: Path) -> dict[str, list[str]]:
+    """Config -> splits of the manifests in a folder."""
     found: dict[str, list[str]] = {}
     for path in sorted(root.glob(f"*/*{_SUFFIX}")):
         found.setdefault(path.parent.name, []).append(path.name.removesuffix(_SUFFIX))
+    return found
+
+
+def _splits(root: Path, config_name: str) -> list[str]:
+    found = curated_configs(root)
     if config_name not in found:
         there = ", ".join(map(repr, found)) or "none"
         raise ManifestError(f"there is no curated config {config_name!r} in {root.name!r}; there are: {there}.")

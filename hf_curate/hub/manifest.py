@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.errors import ConfigNameError, CurateError, ManifestError
+from hf_curate.errors import ConfigNameError, ManifestError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,9 +22,6 @@ SOURCE_ROW = "source_row"
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _RESERVED = ("data", "readme.md")
-_SOURCE = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[^:@\s]+))?(:(?P<config>[^/:\s]*)(/(?P<split>[^/\s]+))?)?"
-)
 
 
 def check_names(config_name: str, split: str) -> None:
@@ -44,50 +41,6 @@ def check_names(config_name: str, split: str) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def parse_source(source: str | None, dataset: Dataset) -> dict[str, Any] | None:
-    """'id@revision:config/split' -> the manifest's account of the source; None stays "not recorded".
-
-    Of a local file or folder only the name is kept. Branches and tags of Hub datasets are resolved to a commit; where that
-    cannot be done (offline), `sha` is None and the card says so.
-    """
-    if source is None:
-        return None
-    record: dict[str, Any] = dict.fromkeys(("id", "revision", "sha", "config", "split", "license"))
-    record |= {"fingerprint": dataset._fingerprint, "columns": None}
-    path = Path(source).expanduser()
-    if path.exists() or path.is_absolute() or source.startswith((".", "~")):
-        return record | {"id": f"local {'folder' if path.is_dir() else 'file'} {path.name}"}
-    found = _SOURCE.fullmatch(source)
-    if found is None:
-        raise CurateError(
-            f"source {_short(source)} cannot be read: 'org/name', 'org/name@revision', 'org/name@revision:config/split', or a "
-            "local path that exists."
-        )
-    sha, license_name = _resolve(found["id"], found["revision"] or "main")
-    return record | {
-        "id": found["id"],
-        "revision": found["revision"] or "main",
-        "sha": sha,
-        "config": found["config"] or None,
-        "split": found["split"],
-        "license": license_name,
-    }
-
-
-def _resolve(name: str, revision: str) -> tuple[str | None, str | None]:
-    """(commit, licence) of a Hub dataset; a commit is taken as it is when the Hub cannot be asked."""
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        info = HfApi().dataset_info(name, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
-        return (revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None), None
-    named = info.card_data.get("license") if info.card_data else None
-    return info.sha, named if isinstance(named, str) else None
 
 
 def digest_rows(dataset: Dataset, columns: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hf_curate")
 
+SCHEMA = "hf_curate/run/1"
 BATCH_ROWS = 256
 RECORD_FILE = "run.json"
 SCORES_FILE = "scored.parquet"
@@ -38,6 +40,7 @@ def score(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
+    source: str | None = None,
     batch_rows: int = BATCH_ROWS,
 ) -> Dataset:
     """Scores every row of a map-style dataset, in this process.
@@ -48,6 +51,7 @@ def score(
         out: a folder for the scored rows (`scored.parquet`) and the scorer's record (`run.json`), as `hf-curate score` writes
             them. The scores are also in the `datasets` cache, as with `map`.
         overwrite: replace a run of other settings in `out`.
+        source: where the rows came from ("org/name@revision:config/split"), recorded in `out` for `hf-curate select`.
         batch_rows: rows read at a time; rows of similar length are batched within them.
 
     Returns:
@@ -81,7 +85,7 @@ def score(
         listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(3))
         logger.info("%d of %d rows have no score: %s", sum(failures.values()), len(scored), listed)
     if out is not None:
-        _write(Path(out), scored, scorer)
+        _write(Path(out), scored, scorer, source)
     return scored
 
 
@@ -108,10 +112,63 @@ def _check_folder(folder: Path, scorer: AnyScorer, overwrite: bool) -> None:
         )
 
 
-def _write(folder: Path, scored: Dataset, scorer: AnyScorer) -> None:
+def _write(folder: Path, scored: Dataset, scorer: AnyScorer, source: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{SCORES_FILE}"
     scored.to_parquet(unfinished)
     unfinished.replace(folder / SCORES_FILE)
-    record = {"schema": "hf_curate/run/1", "scorer": scorer.record(), "rows": len(scored)}
+    record = {
+        "schema": SCHEMA,
+        "source": source,
+        "rows": len(scored),
+        "score_columns": list(scorer.columns),
+        "scorer": scorer.record(),
+    }
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run read back from its folder. Stands in for the scorer in `select(run.dataset, run, ...)`."""
+
+    dataset: Dataset
+    stored: dict[str, Any]
+
+    @property
+    def source(self) -> str | None:
+        return self.stored["source"]
+
+    @property
+    def columns(self) -> Features:
+        from datasets import Features
+
+        return Features({name: self.dataset.features[name] for name in self.stored["score_columns"]})
+
+    @property
+    def column(self) -> str:
+        return self.stored["scorer"]["column"]
+
+    @property
+    def identity(self) -> str:
+        return self.stored["scorer"]["identity"]
+
+    def record(self) -> dict[str, Any]:
+        return self.stored["scorer"]
+
+    def __call__(self, rows: Any) -> Any:
+        raise CurateError("a stored run cannot score rows: build the scorer again.")
+
+
+def load_run(folder: str | Path) -> Run:
+    """Reads what `score(..., out=folder)` wrote."""
+    from datasets import load_dataset
+
+    path = Path(folder).expanduser()
+    try:
+        stored = json.loads((path / RECORD_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CurateError(f"{path.name!r} is not a run folder: its {RECORD_FILE} cannot be read. Make one: score(..., out=).") from error
+    if stored.get("schema") != SCHEMA:
+        raise CurateError(f"{path.name}/{RECORD_FILE} has the schema {stored.get('schema')!r}; this version reads {SCHEMA!r}.")
+    dataset = load_dataset("parquet", data_files=str(path / SCORES_FILE), split="train")
+    return Run(dataset, stored)  # type: ignore[arg-type]

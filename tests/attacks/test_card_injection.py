@@ -183,16 +183,16 @@ HOSTILE = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=HOSTILE, place=st.sampled_from(PLACES))
 def test_any_text_anywhere_leaves_the_card_intact(text: str, place: str) -> None:
     assert_intact(attacked(text, place))
 
 
 def test_templates_in_data_are_shown_and_not_run() -> None:
-    rendered = Card(attacked("{{ 7 * 7 }}")).render()
-    assert "49" not in Card(attacked("{{ 7 * 7 }}", "failed"))["How it was chosen"]["Rows"].body
-    assert "{{ 7 * 7 }}" in rendered
+    rendered = Card(attacked("{{ 7777 * 7 }}")).render()
+    assert "54439" not in rendered
+    assert "{{ 7777 * 7 }}" in rendered
 
 
 def test_what_cannot_be_seen_is_shown_as_an_escape() -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,3 +132,12 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
 def test_importing_the_demo_does_not_import_torch() -> None:
     code = "import sys, hf_curate.demo; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_untrained_model_is_saved_and_refused(tmp_path: Path) -> None:
+    settings = train.Settings(max_steps=2, batch_rows=4, check_every=1, check_rows=4, measure_rows=8, threads=1)
+    with pytest.raises(SystemExit, match="outside"):
+        train.run(tmp_path, settings)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert [check["step"] for check in record["checks"]] == [1, 2]

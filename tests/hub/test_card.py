@@ -55,9 +55,7 @@ def assert_golden(name: str, text: str) -> None:
     want = path.read_bytes().decode() if path.is_file() else ""
     if text != want:
         diff = "\n".join(unified_diff(want.splitlines(), text.splitlines(), f"goldens/{name}", "now", lineterm=""))
-        pytest.fail(
-            f"{name} changed; if that is meant, set HF_CURATE_UPDATE_GOLDENS=1 and run again\n{diff}", pytrace=False
-        )
+        pytest.fail(f"{name} changed. Meant? Run with HF_CURATE_UPDATE_GOLDENS=1\n{diff}", pytrace=False)
 
 
 def test_the_card_of_a_new_readme_is_the_golden_one(manifest: dict[str, Any]) -> None:
@@ -75,7 +73,8 @@ def test_the_card_beside_human_text_is_the_golden_one(manifest: dict[str, Any]) 
 
 def test_the_first_line_is_the_whole_story_in_one_sentence(manifest: dict[str, Any]) -> None:
     assert Card(manifest).body == (
-        "1,495 of 7,473 rows (20.0 %) of openai/gsm8k@e53f048, chosen by GRACE with Qwen/Qwen3-0.6B@c1899de, budget 20 %"
+        "1,495 of 7,473 rows (20.0 %) of openai/gsm8k@e53f048, "
+        "chosen by GRACE with Qwen/Qwen3-0.6B@c1899de, budget 20 %"
     )
 
 
@@ -91,7 +90,7 @@ def test_sections_can_be_selected_edited_and_rendered_again(manifest: dict[str, 
     assert "`alpha` | `0.7`" in card["How it was chosen"]["Settings"].body
     card["Limits"].body += "\n- Only English."
     assert "- Only English.\n\n### Reproduce" in card.render()
-    with pytest.raises(KeyError, match="no section 'Limit' .* there are: Load, How it was chosen"):
+    with pytest.raises(KeyError, match=r"no section 'Limit' .* there are: Load, How it was chosen"):
         card["Limit"]
 
 

@@ -115,10 +115,10 @@ def test_a_changed_manifest_replaces_its_own_section_and_entry_only() -> None:
         "configs: null # none yet\n",
         "configs: [{config_name: a, data_files: a.csv}] # flow\n",
         "configs: [\n  {config_name: a, data_files: a.csv}, # one\n]\n",
-        "configs:\n- config_name: a\n  data_files:\n  - split: train\n    path:\n    - a/*.csv\n    - b/*.csv\n# after\nz: 1\n",
+        "configs:\n- config_name: a\n  data_files:\n  - split: train\n    path:\n    - a.csv\n# after\nz: 1\n",
         "configs:\n    - config_name: a\n      data_files: |\n        a.csv\n\n    # trailing\nz: 1\n",
         "configs:\n- config_name: grace-20pct\n  default: true\n",
-        "configs:\n- config_name: grace-20pct\n  data_files: # files\n  - {split: test, path: t.csv}\n  default: true\n",
+        "configs:\n- config_name: grace-20pct\n  data_files: # f\n  - {split: test, path: t.csv}\n  default: true\n",
         "configs:\n- {config_name: grace-20pct, data_files: [{split: test, path: t.csv}]}\n",
         "'configs':\n- config_name: b\n",
         "hf_curate: {schema: old, configs: {b: {train: {selector: X}}}}\n",
@@ -304,7 +304,7 @@ def test_a_dataset_info_of_the_same_config_is_left_and_said() -> None:
 LINE = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(before=st.lists(LINE, max_size=5), after=st.lists(LINE, max_size=5), newline=st.sampled_from(["\n", "\r\n"]))
 def test_any_human_text_survives_two_pushes_byte_for_byte(before: list[str], after: list[str], newline: str) -> None:
     top = newline.join(["---", "configs: []", "---", "", *before, ""])

@@ -1,0 +1,230 @@
+"""hf-curate: score | select | inspect | demo. The options have the names of the Python arguments."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_curate.errors import CurateError
+
+SCORE_HELP = """\
+Score every row of a dataset with GRACE and keep the result in a folder.
+
+  hf-curate score openai/gsm8k@main:main/train --model Qwen/Qwen3-0.6B --out runs/gsm8k
+  hf-curate score traces.jsonl --model ./my-model --prompt question --completion solution --out runs/mine
+"""
+SELECT_HELP = """\
+Keep the best rows of a scored run under a budget, and write them as one config of a Hub dataset repo.
+
+  hf-curate select runs/gsm8k --budget 20% --out curated --config grace-20pct
+  hf-curate select runs/gsm8k --budget "2M tokens" --strategy random --out curated --config random-2m
+"""
+INSPECT_HELP = """\
+Look before (or after) you leap: how the rows of a dataset are read, what a run holds, or what a saved config claims.
+
+  hf-curate inspect traces.jsonl --rows 3      prompt, steps and answer as a scorer will read them (no model needed)
+  hf-curate inspect runs/gsm8k                 scores and failures of a run
+  hf-curate inspect curated --config grace-20pct   the manifest, checked against the data
+"""
+DEMO_HELP = """\
+Score, select, save and load the small dataset that ships with hf_curate, with the small model that ships with it.
+No network and no GPU; about a minute on two cores.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 on success, 2 for an error that the message explains."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("hf_curate").setLevel(logging.INFO)
+    try:
+        arguments.run(arguments)
+    except CurateError as error:
+        print(f"hf-curate: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hf-curate: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-curate", description="Choose which reasoning data to post-train on: score, select, save, load."
+    )
+    from hf_curate import __version__
+
+    parser.add_argument("--version", action="version", version=f"hf_curate {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_score(commands)
+    _add_select(commands)
+    _add_inspect(commands)
+    demo = _command(commands, "demo", DEMO_HELP, _demo)
+    demo.add_argument("--out", default="hf-curate-demo", metavar="FOLDER", help="where to write (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of the random baseline (default: %(default)s)")
+    return parser
+
+
+def _command(commands: Any, name: str, description: str, run: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=description.splitlines()[0],
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("columns", "found by their usual names (prompt, question, solution, messages, ...) if left out")
+    for role, what in {
+        "prompt": "the problem",
+        "completion": "the reasoning trace with its answer",
+        "answer": "the final answer's text, to be found in the trace",
+        "steps": "a list of ready steps",
+        "messages": "a chat, whose last assistant message is the trace",
+    }.items():
+        group.add_argument(f"--{role}", metavar="COLUMN", help=what)
+    group.add_argument(
+        "--split-steps",
+        default="auto",
+        metavar="HOW",
+        help="auto, numbered, gsm8k, think, blank_lines, lines, sentences, or a regex of the separators (default: auto)",
+    )
+
+
+def _add_score(commands: Any) -> None:
+    parser = _command(commands, "score", SCORE_HELP, _score)
+    parser.add_argument("source", metavar="SOURCE", help="org/name@revision:config/split, or a .jsonl, .json or .parquet file")
+    parser.add_argument("--model", required=True, help="org/name, org/name@revision, or a folder with safetensors")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of other settings in --out")
+    _add_columns(parser)
+    method = parser.add_argument_group("method")
+    method.add_argument("--alpha", type=float, default=0.7, help="weight of the answer's alignment (default: %(default)s)")
+    method.add_argument("--history", type=_history, default="uniform", help="uniform, window:W or ema:BETA (default: uniform)")
+    method.add_argument("--target", default="answer", help="answer, steps+answer or suffix (default: %(default)s)")
+    method.add_argument(
+        "--proxy", default="representation", help="representation, outer, last or exact (default: %(default)s)"
+    )
+    method.add_argument("--keep-gram", action="store_true", help="store inner products, to change alpha and history later")
+    model = parser.add_argument_group("model")
+    model.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    model.add_argument("--tokenizer", help="id or folder, if not the model's own")
+    model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's own)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
+    model.add_argument("--max-length", type=int, metavar="TOKENS", help="longer rows get no score (default: the model's context)")
+    model.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="padded tokens per forward; changes no score")
+
+
+def _add_select(commands: Any) -> None:
+    parser = _command(commands, "select", SELECT_HELP, _select)
+    parser.add_argument("run_folder", metavar="RUN", help="folder that `hf-curate score` wrote")
+    parser.add_argument("--budget", help="'20%%' of all input rows, 5000, '5000 rows' or '2M tokens'")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="dataset repo folder; other configs in it stay")
+    parser.add_argument("--config", required=True, metavar="NAME", help="config name, such as grace-20pct")
+    parser.add_argument("--split", default="train", help="split name (default: %(default)s)")
+    parser.add_argument(
+        "--strategy",
+        default="top",
+        help="top, threshold, stratified, random, longest, most_steps, lowest_loss or highest_loss (default: %(default)s)",
+    )
+    parser.add_argument("--min-score", type=float, help="rows below it are never kept")
+    parser.add_argument("--group", metavar="COLUMN", help="strata of --strategy stratified")
+    parser.add_argument("--seed", type=int, default=0, help="of random selections (default: %(default)s)")
+    parser.add_argument("--source", help="what the card calls the source (default: what was scored)")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", INSPECT_HELP, _inspect)
+    parser.add_argument("target", metavar="TARGET", help="a source, a run folder, or a dataset repo folder")
+    parser.add_argument("--rows", type=int, default=3, help="rows of a source to show (default: %(default)s)")
+    parser.add_argument("--config", metavar="NAME", help="config of a dataset repo folder")
+    parser.add_argument("--split", help="split of the config")
+    _add_columns(parser)
+
+
+def _history(text: str) -> str | tuple[str, float]:
+    kind, colon, value = text.partition(":")
+    if not colon:
+        return text
+    try:
+        return (kind, int(value) if kind == "window" else float(value))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not uniform, window:W or ema:BETA") from None
+
+
+def _quiet() -> None:
+    """The bars of transformers' weight loading would run through ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from hf_curate.runs.local import score
+    from hf_curate.scorers.grace import GraceScorer
+    from hf_curate.sources import load_source
+
+    _quiet()
+    names = "revision tokenizer prompt completion answer steps messages split_steps alpha history target proxy dtype device"
+    names += " max_length batch_tokens keep_gram"
+    scorer = GraceScorer(arguments.model, **{name: getattr(arguments, name) for name in names.split()})
+    dataset, source = load_source(arguments.source)
+    scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=source)
+    failed = sum(bool(reason) for reason in scored["grace_error"])
+    print(f"{len(scored) - failed:,} of {len(scored):,} rows scored -> {arguments.out}")
+    print(f"next: hf-curate select {arguments.out} --budget 20% --out curated --config grace-20pct")
+
+
+def _select(arguments: argparse.Namespace) -> None:
+    from hf_curate.runs.local import load_run
+    from hf_curate.selection import select
+
+    run = load_run(arguments.run_folder)
+    picked = select(
+        run.dataset,
+        run,
+        int(arguments.budget) if arguments.budget and arguments.budget.isdecimal() else arguments.budget,
+        strategy=arguments.strategy,
+        min_score=arguments.min_score,
+        group=arguments.group,
+        seed=arguments.seed,
+        source=arguments.source or run.source,
+    )
+    picked.save(arguments.out, arguments.config, split=arguments.split)
+    print(f"{picked!r} -> {arguments.out}")
+    print(f'next: load_dataset("{arguments.out}", "{arguments.config}", split="{arguments.split}")')
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from hf_curate.inspect import inspect_config, inspect_run, inspect_source
+    from hf_curate.runs.local import RECORD_FILE
+
+    path = Path(arguments.target).expanduser()
+    if (path / RECORD_FILE).is_file():
+        text = inspect_run(path)
+    elif path.is_dir():
+        text = inspect_config(path, arguments.config, arguments.split)
+    else:
+        columns = {role: getattr(arguments, role) for role in ("prompt", "completion", "answer", "steps", "messages")}
+        text = inspect_source(arguments.target, arguments.rows, columns, arguments.split_steps)
+    print(text)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from hf_curate.demo.run import run_demo
+
+    _quiet()
+    run_demo(Path(arguments.out), seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
