@@ -92,7 +92,8 @@ def test_importing_and_plotting_load_neither_pyplot_nor_torch() -> None:
     pytest.importorskip("matplotlib")
     check = (
         "import json, sys; from hf_curate.report import plot_scores; assert 'matplotlib' not in sys.modules;"
-        "plot_scores(json.load(open(sys.argv[1]))); sys.exit(not {'matplotlib.pyplot', 'torch'}.isdisjoint(sys.modules))"
+        "plot_scores(json.load(open(sys.argv[1])));"
+        "sys.exit(not {'matplotlib.pyplot', 'torch'}.isdisjoint(sys.modules))"
     )
     command = [sys.executable, "-c", check, str(GOLDENS / "manifest_grace.json")]
     assert subprocess.run(command, check=False).returncode == 0

@@ -61,16 +61,18 @@ def exact_gram(
             logits = model(input_ids=input_ids[None], use_cache=False).logits[0]
             logits = logits if logits.dtype == torch.float64 else logits.float()
             losses = nn.functional.cross_entropy(logits[:-1], input_ids[1:], reduction="none")
-            rows = []
+            gradients = []
             for index, span in enumerate(spans):
                 where = torch.tensor([position - 1 for position in span], device=losses.device)
-                grads = torch.autograd.grad(
-                    losses[where].mean(), list(chosen.values()), retain_graph=index + 1 < len(spans), allow_unused=True
-                )
-                rows.append(torch.cat([g.flatten().to(losses.dtype) for g in grads if g is not None]))
+                keep = index + 1 < len(spans)
+                loss = losses[where].mean()
+                gradients.append(torch.autograd.grad(loss, list(chosen.values()), retain_graph=keep, allow_unused=True))
     finally:
         for parameter, before in asked:
             parameter.requires_grad_(before)
-    stacked = torch.stack(rows)
-    first = losses.new_full((1,), float("nan"))
-    return stacked @ stacked.T, torch.cat([first, losses.detach()])
+    gram = losses.new_zeros(len(spans), len(spans))
+    for parameter in zip(*gradients, strict=True):  # one at a time: a float32 dot product over all of them loses 2e-4
+        if parameter[0] is not None:
+            rows = torch.stack([gradient.flatten().to(losses.dtype) for gradient in parameter])
+            gram += rows @ rows.T
+    return gram, torch.cat([losses.new_full((1,), float("nan")), losses.detach()])
