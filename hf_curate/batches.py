@@ -50,8 +50,8 @@ class Example:
 def render(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
     """(prompt text, completion text, whether the prompt already opened <think>).
 
-    Chat prompts go through the tokenizer's template with add_generation_prompt=True; plain prompts are taken as they are.
-    Nothing is inserted in between, and a <think> that the template opened is not repeated.
+    Chat prompts go through the tokenizer's template with add_generation_prompt=True; plain prompts are taken as they
+    are. Nothing is inserted in between, and a <think> that the template opened is not repeated.
     """
     if isinstance(trace.prompt, str):
         prompt = trace.prompt
@@ -64,7 +64,9 @@ def render(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, 
         try:
             messages = [dict(message) for message in trace.prompt]
             prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a Jinja template raises what it likes (raise_exception, TypeError, UndefinedError)
+        except (
+            Exception
+        ) as error:  # a Jinja template raises what it likes (raise_exception, TypeError, UndefinedError)
             raise RowError("chat template failed", f"{type(error).__name__}: {error}") from error
         assert isinstance(prompt, str)
     opened = prompt.rstrip().endswith(THINK)
@@ -81,8 +83,8 @@ def encode(
 ) -> Example:
     """One trace as token ids with the label positions of its steps and answer.
 
-    A token belongs to every span that it overlaps. Raises RowError for rows that cannot be scored; a row that is longer
-    than `max_length` tokens is never truncated.
+    A token belongs to every span that it overlaps. Raises RowError for rows that cannot be scored; a row that is
+    longer than `max_length` tokens is never truncated.
     """
     prompt, completion, opened = render(trace, tokenizer)
     found = find_spans(completion, gold=trace.gold, steps=trace.steps, split=split, think_open=opened)

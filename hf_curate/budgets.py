@@ -1,7 +1,7 @@
 """Budgets and strategies: (scores, budget, seed) -> row indices. numpy only.
 
-A strategy is an order of preference over the rows; a budget is how far to go in it. So the subsets of one strategy at growing
-budgets are nested, also when they are stratified by group.
+A strategy is an order of preference over the rows; a budget is how far to go in it. So the subsets of one strategy at
+growing budgets are nested, also when they are stratified by group.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ class Budget:
 
 
 def parse_budget(budget: Any) -> Budget:
-    """'20%', 5000, '5000 rows', '5k', '2M tokens' -> Budget. Raises BudgetError for anything else, and for nothing at all."""
+    """'20%', 5000, '5000 rows', '5k', '2M tokens' -> Budget. Raises BudgetError for anything else, and for nothing at
+    all."""
     if isinstance(budget, (int, np.integer)) and not isinstance(budget, bool):
         found = Budget(Decimal(int(budget)), "rows", f"{int(budget)} rows")
     else:
         found = _parse_text(budget)
     if found.amount <= 0 or (found.unit == "percent" and found.amount > 100):
-        raise BudgetError(f"budget {budget!r} is out of range: a share is above 0% and at most 100%, a count at least 1.")
+        raise BudgetError(
+            f"budget {budget!r} is out of range: a share is above 0% and at most 100%, a count at least 1."
+        )
     if found.unit != "percent" and found.amount != found.amount.to_integral_value():
         raise BudgetError(f"budget {budget!r} is not a whole number of {found.unit}. Give {_FORMS}.")
     return found
@@ -83,8 +86,9 @@ def preference(
 
     Args:
         scores: [n] float; higher is better, NaN is a row that cannot be selected.
-        strategy: "random" permutes the rows by the seed; "stratified" takes the best of each group in turn, by Sainte-Lague
-            (the group of g scored rows gets its s-th row at priority g / (2 s - 1)); everything else sorts by score.
+        strategy: "random" permutes the rows by the seed; "stratified" takes the best of each group in turn, by
+            Sainte-Lague (the group of g scored rows gets its s-th row at priority g / (2 s - 1)); everything else
+            sorts by score.
         groups: [n] hashable group keys, for "stratified".
 
     Returns:
@@ -120,7 +124,9 @@ def take(order: np.ndarray, budget: Budget, pool: int, tokens: np.ndarray | None
     """
     if budget.unit == "tokens":
         if tokens is None:
-            raise BudgetError(f"budget {budget.asked!r} counts tokens, and the scores hold no token column: give a share or rows.")
+            raise BudgetError(
+                f"budget {budget.asked!r} counts tokens, and the scores hold no token column: give a share or rows."
+            )
         total = np.cumsum(np.asarray(tokens)[order].astype(np.int64))
         return order[: int(np.searchsorted(total, int(budget.amount), side="right"))]
     wanted = budget.rows(pool)

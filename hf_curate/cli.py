@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 on success, 2 for an error that the message explains."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.showwarning = _show_warning
     logging.getLogger("hf_curate").setLevel(logging.INFO)
     try:
         arguments.run(arguments)
@@ -54,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """Warnings as one sentence, without the line of code they came from."""
+    print(f"hf-curate: warning: {message}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-curate", description="Choose which reasoning data to post-train on: score, select, save, load."
@@ -66,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_select(commands)
     _add_inspect(commands)
     demo = _command(commands, "demo", DEMO_HELP, _demo)
-    demo.add_argument("--out", default="hf-curate-demo", metavar="FOLDER", help="where to write (default: %(default)s)")
+    demo.add_argument(
+        "--out", default="hf-curate-demo", metavar="FOLDER", help="where to write (default: %(default)s)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="of the random baseline (default: %(default)s)")
     return parser
 
@@ -83,7 +92,9 @@ def _command(commands: Any, name: str, description: str, run: Any) -> argparse.A
 
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("columns", "found by their usual names (prompt, question, solution, messages, ...) if left out")
+    group = parser.add_argument_group(
+        "columns", "found by their usual names (prompt, question, solution, messages, ...) if left out"
+    )
     for role, what in {
         "prompt": "the problem",
         "completion": "the reasoning trace with its answer",
@@ -96,32 +107,44 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
         "--split-steps",
         default="auto",
         metavar="HOW",
-        help="auto, numbered, gsm8k, think, blank_lines, lines, sentences, or a regex of the separators (default: auto)",
+        help="auto, numbered, gsm8k, think, blank_lines, lines, sentences, or a regex of separators (default: auto)",
     )
 
 
 def _add_score(commands: Any) -> None:
     parser = _command(commands, "score", SCORE_HELP, _score)
-    parser.add_argument("source", metavar="SOURCE", help="org/name@revision:config/split, or a .jsonl, .json or .parquet file")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="org/name@revision:config/split, or a .jsonl, .json or .parquet file"
+    )
     parser.add_argument("--model", required=True, help="org/name, org/name@revision, or a folder with safetensors")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of other settings in --out")
     _add_columns(parser)
     method = parser.add_argument_group("method")
-    method.add_argument("--alpha", type=float, default=0.7, help="weight of the answer's alignment (default: %(default)s)")
-    method.add_argument("--history", type=_history, default="uniform", help="uniform, window:W or ema:BETA (default: uniform)")
+    method.add_argument(
+        "--alpha", type=float, default=0.7, help="weight of the answer's alignment (default: %(default)s)"
+    )
+    method.add_argument(
+        "--history", type=_history, default="uniform", help="uniform, window:W or ema:BETA (default: uniform)"
+    )
     method.add_argument("--target", default="answer", help="answer, steps+answer or suffix (default: %(default)s)")
     method.add_argument(
         "--proxy", default="representation", help="representation, outer, last or exact (default: %(default)s)"
     )
-    method.add_argument("--keep-gram", action="store_true", help="store inner products, to change alpha and history later")
+    method.add_argument(
+        "--keep-gram", action="store_true", help="store inner products, to change alpha and history later"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--revision", help="branch, tag or commit of a Hub model")
     model.add_argument("--tokenizer", help="id or folder, if not the model's own")
     model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's own)")
     model.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
-    model.add_argument("--max-length", type=int, metavar="TOKENS", help="longer rows get no score (default: the model's context)")
-    model.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="padded tokens per forward; changes no score")
+    model.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="longer rows get no score (default: the model's context)"
+    )
+    model.add_argument(
+        "--batch-tokens", type=int, metavar="TOKENS", help="padded tokens per forward; changes no score"
+    )
 
 
 def _add_select(commands: Any) -> None:
@@ -134,7 +157,7 @@ def _add_select(commands: Any) -> None:
     parser.add_argument(
         "--strategy",
         default="top",
-        help="top, threshold, stratified, random, longest, most_steps, lowest_loss or highest_loss (default: %(default)s)",
+        help="top, threshold, stratified, random, longest, most_steps, lowest_loss, highest_loss (default: top)",
     )
     parser.add_argument("--min-score", type=float, help="rows below it are never kept")
     parser.add_argument("--group", metavar="COLUMN", help="strata of --strategy stratified")
@@ -174,8 +197,8 @@ def _score(arguments: argparse.Namespace) -> None:
     from hf_curate.sources import load_source
 
     _quiet()
-    names = "revision tokenizer prompt completion answer steps messages split_steps alpha history target proxy dtype device"
-    names += " max_length batch_tokens keep_gram"
+    names = "revision tokenizer prompt completion answer steps messages split_steps alpha history target proxy"
+    names += " dtype device max_length batch_tokens keep_gram"
     scorer = GraceScorer(arguments.model, **{name: getattr(arguments, name) for name in names.split()})
     dataset, source = load_source(arguments.source)
     scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=source)
@@ -185,10 +208,13 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _select(arguments: argparse.Namespace) -> None:
+    import datasets
+
     from hf_curate.runs.local import load_run
     from hf_curate.selection import select
 
     run = load_run(arguments.run_folder)
+    datasets.disable_progress_bars()
     picked = select(
         run.dataset,
         run,

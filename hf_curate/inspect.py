@@ -22,7 +22,9 @@ def inspect_source(source: str, rows: int, columns: dict[str, str | None], split
     dataset, name = load_source(source)
     first = dataset[0] if len(dataset) else None
     found = detect_columns(dataset.column_names, first, **columns)
-    named = ", ".join(f"{role}={value}" for role, value in found.record().items() if isinstance(value, str) and role != "level")
+    named = ", ".join(
+        f"{role}={value}" for role, value in found.record().items() if isinstance(value, str) and role != "level"
+    )
     parts = [f"{name}: {len(dataset):,} rows\ncolumns: {named} (by {found.level})"]
     parts += [_shown(index, dataset[index], found, split) for index in range(min(rows, len(dataset)))]
     return "\n\n".join(parts)
@@ -38,7 +40,10 @@ def _shown(index: int, row: dict[str, Any], columns: Any, split: str) -> str:
     except RowError as error:
         return f"row {index}: cannot be scored ({error})"
     prompt = trace.prompt if isinstance(trace.prompt, str) else json.dumps(trace.prompt, ensure_ascii=False)
-    lines = [f"row {index}: {len(spans.steps)} steps by {spans.splitter}, answer by {spans.answer_by}", f"  prompt   {_short(prompt)}"]
+    lines = [
+        f"row {index}: {len(spans.steps)} steps by {spans.splitter}, answer by {spans.answer_by}",
+        f"  prompt   {_short(prompt)}",
+    ]
     lines += [f"  step {k:<3} {_short(trace.completion[a:b])}" for k, (a, b) in enumerate(spans.steps, start=1)]
     start, stop = spans.answer
     return "\n".join([*lines, f"  answer   {_short(trace.completion[start:stop])}"])
@@ -61,7 +66,8 @@ def inspect_run(folder: Path) -> str:
         failures[reason.partition(":")[0]] += count
     model = record.get("model") or {}
     lines = [
-        f"{record['name']} with {model.get('id')}, {len(run.dataset):,} rows of {run.source or 'a source not recorded'}",
+        f"{record['name']} with {model.get('id')}, {len(run.dataset):,} rows of "
+        f"{run.source or 'a source not recorded'}",
         f"warm-up: {'yes' if model.get('warm_up') else 'none'}; identity {record['identity'][:12]}",
     ]
     values = np.asarray(run.dataset.with_format("numpy")[:][run.column], dtype=np.float64)
@@ -90,5 +96,9 @@ def inspect_config(folder: Path, config_name: str | None, split: str | None) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the problems are printed below
         picked = load_curated(folder, config_name, split=split)
-    verdict = "data and manifest agree" if not picked.problems else "DATA AND MANIFEST DIFFER: " + "; ".join(picked.problems)
-    return "\n".join([f"{config_name}: {picked!r}", verdict, json.dumps(picked.manifest, indent=2, ensure_ascii=False)])
+    verdict = (
+        "data and manifest agree" if not picked.problems else "DATA AND MANIFEST DIFFER: " + "; ".join(picked.problems)
+    )
+    return "\n".join(
+        [f"{config_name}: {picked!r}", verdict, json.dumps(picked.manifest, indent=2, ensure_ascii=False)]
+    )

@@ -1,8 +1,9 @@
 """id[@revision] | folder | live module -> a causal LM with its tokenizer on a device, and an identity of its weights.
 
-Safe by construction: safetensors only, `trust_remote_code=False`, Hub models pinned to a commit before anything is loaded.
-Supported placements: one device (default), `model_kwargs={"device_map": ...}` over several devices, quantised linear layers
-(4-bit, 8-bit) as long as the LM head stays in floating point; what cannot be scored exactly is refused by name.
+Safe by construction: safetensors only, `trust_remote_code=False`, Hub models pinned to a commit before anything is
+loaded. Supported placements: one device (default), `model_kwargs={"device_map": ...}` over several devices, quantised
+linear layers (4-bit, 8-bit) as long as the LM head stays in floating point; what cannot be scored exactly is refused
+by name.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import MissingPackageError, ModelError
+from hf_curate.hub.resolve import HUB_ID, model_commit
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from hf_curate.gradients.head import Head
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 WARM_UP_FILE = "hf_curate_warm_up.json"
 
 _forked = False
@@ -105,14 +104,16 @@ class ModelSource:
         if not isinstance(model, (str, Path)):
             if not hasattr(model, "state_dict") or not hasattr(model, "config"):
                 raise ModelError(
-                    f"model is a {type(model).__name__}; pass a Hub id ('org/name' or 'org/name@revision'), a folder, or a "
-                    "transformers model with its tokenizer."
+                    f"model is a {type(model).__name__}; pass a Hub id ('org/name' or 'org/name@revision'), a folder, "
+                    "or a transformers model with its tokenizer."
                 )
             return cls("live", type(model).__name__, live=model)
         text = str(model)
         if Path(text).expanduser().is_dir():
             if revision:
-                raise ModelError(f"revision={revision!r} was given with the folder {Path(text).name!r}: folders have none.")
+                raise ModelError(
+                    f"revision={revision!r} was given with the folder {Path(text).name!r}: folders have none."
+                )
             folder = Path(text).expanduser().resolve()
             _check_folder(folder)
             return cls("folder", str(folder))
@@ -120,14 +121,19 @@ class ModelSource:
         if at and revision and at != revision:
             raise ModelError(f"two revisions of {name}: {at!r} in the id and revision={revision!r}. Give one.")
         if isinstance(model, Path) or not HUB_ID.fullmatch(name):
-            raise ModelError(f"model {text!r} is neither a folder that exists nor a Hub id ('org/name', 'org/name@revision').")
+            raise ModelError(
+                f"model {text!r} is neither a folder that exists nor a Hub id ('org/name', 'org/name@revision')."
+            )
         return cls("hub", name, at or revision or "main")
 
     @property
     def commit(self) -> str | None:
         """40 hex digits for a Hub model (asked for once, from the cache when offline), else None."""
         if self.kind == "hub" and self._commit is None:
-            self._commit = _resolve_commit(self.name, self.revision or "main")
+            self._commit, why = model_commit(self.name, self.revision or "main")
+            if self._commit is None:
+                asked = f"{self.name}@{self.revision}"
+                raise ModelError(f"{asked} cannot be resolved to a commit ({why}) and is not in the local cache.")
         return self._commit
 
     @property
@@ -165,26 +171,6 @@ def _check_folder(folder: Path) -> None:
             + (f", only {', '.join(pickles)}, and pickle files can run code when loaded" if pickles else "")
             + ". Convert them once on a machine you trust: model.save_pretrained(folder)."
         )
-
-
-def _resolve_commit(name: str, revision: str) -> str:
-    if COMMIT.fullmatch(revision):
-        return revision
-    import httpx
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        sha = HfApi().model_info(name, revision=revision).sha
-        if sha:
-            return sha
-        why = "the Hub gave no commit"
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    cached = try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(cached, str) and COMMIT.fullmatch(Path(cached).parent.name):
-        return Path(cached).parent.name
-    raise ModelError(f"{name}@{revision} cannot be resolved to a commit ({why}) and is not in the local cache.")
 
 
 @dataclass
@@ -322,7 +308,9 @@ def load_model(
     place = pick_device(device, rank)
     if source.live is not None:
         if dtype is not None or kwargs:
-            raise ModelError("dtype= and model_kwargs= are for models that are loaded here; a live model is taken as it is.")
+            raise ModelError(
+                "dtype= and model_kwargs= are for models that are loaded here; a live model is taken as it is."
+            )
         model = source.live
         place = next(model.parameters()).device
     else:
@@ -361,12 +349,16 @@ def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: t
 
     inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     if getattr(inner.config, "is_encoder_decoder", False):
-        raise ModelError(f"{type(inner).__name__} is an encoder-decoder model; scores are defined for decoder-only models.")
+        raise ModelError(
+            f"{type(inner).__name__} is an encoder-decoder model; scores are defined for decoder-only models."
+        )
     head = head_of(inner)
     loaded = LanguageModel(model, tokenizer, inner.get_decoder(), head, device)
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
-        raise ModelError(f"the tokenizer has {len(tokenizer):,} tokens, the model {vocabulary:,} embeddings: they do not match.")
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the model {vocabulary:,} embeddings: they do not match."
+        )
     with torch.no_grad():
         probe = torch.arange(min(8, vocabulary), device=device)[None]
         logits = inner(input_ids=probe, use_cache=False).logits[0]

@@ -1,4 +1,5 @@
-"""select(): from scores and a budget to a Selection: the kept rows, where they came from, and the manifest that says how."""
+"""select(): from scores and a budget to a Selection: the kept rows, where they came from, and the manifest that says
+how."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Selection:
         return Card(self.manifest)
 
     def save(self, folder: str | Path, config_name: str, *, split: str = "train") -> Path:
-        """Writes the files of a Hub dataset repo: parquet, manifest, plots and README.md; other configs stay untouched.
+        """Writes the files of a Hub dataset repo: parquet, manifest, plots and README.md; other configs stay
+        untouched.
 
         Returns the folder. `load_dataset(folder, config_name, split=split)` loads it back.
         """
@@ -89,11 +91,11 @@ def select(
     Args:
         dataset: a scored dataset.
         scorer: the scorer that scored it, or the name of a column (higher is better).
-        budget: "20%" (of all input rows, rounded up), 5000 or "5000 rows", or "2M tokens" (stops at the first row that does
-            not fit). More than the rows that have a score is an error.
-        strategy: "top"; "threshold" (all rows with at least `min_score`, no budget); "stratified" (top within each group of
-            the column `group`, in proportion to its scored rows); or a baseline: "random", "longest", "most_steps",
-            "lowest_loss", "highest_loss".
+        budget: "20%" (of all input rows, rounded up), 5000 or "5000 rows", or "2M tokens" (stops at the first row
+            that does not fit). More than the rows that have a score is an error.
+        strategy: "top"; "threshold" (all rows with at least `min_score`, no budget); "stratified" (top within each
+            group of the column `group`, in proportion to its scored rows); or a baseline: "random", "longest",
+            "most_steps", "lowest_loss", "highest_loss".
         min_score: rows below it are never kept.
         group: column of the strata.
         seed: of "random" and of the random baseline.
@@ -118,7 +120,9 @@ def select(
     asked = None if strategy == "threshold" else parse_budget(budget)
     kept = np.sort(order if asked is None else take(order, asked, len(dataset), measures.get("tokens")))
     if not len(kept):
-        raise BudgetError(f"nothing is kept: no row of {len(dataset):,} satisfies budget={budget!r}, min_score={min_score!r}.")
+        raise BudgetError(
+            f"nothing is kept: no row of {len(dataset):,} satisfies budget={budget!r}, min_score={min_score!r}."
+        )
     subset = dataset.select(kept).add_column(SOURCE_ROW, kept.astype(np.int64))  # type: ignore[call-arg]
     sources = [name for name in dataset.column_names if name not in added]
     manifest = {
@@ -148,7 +152,11 @@ def _of_scorer(dataset: Dataset, scorer: AnyScorer | str) -> tuple[dict[str, Any
         record, column = {}, scorer
         prefix = column.rpartition("_")[0]
         known = ("error", "value", "score", "tokens", "loss", "step_scores", "gram", "gram_tokens")
-        added = [name for name in dataset.column_names if name == column or (prefix and name in {f"{prefix}_{k}" for k in known})]
+        added = [
+            name
+            for name in dataset.column_names
+            if name == column or (prefix and name in {f"{prefix}_{k}" for k in known})
+        ]
     else:
         record = scorer.record()
         added = [name for name in scorer.columns if name in dataset.column_names]
@@ -200,13 +208,17 @@ def _check_strategy(
     if strategy not in STRATEGIES:
         raise CurateError(f"strategy={strategy!r} is not one of {', '.join(map(repr, STRATEGIES))}.")
     if strategy == "threshold" and (min_score is None or budget is not None):
-        raise BudgetError(f"strategy='threshold' takes min_score and no budget; got min_score={min_score!r}, budget={budget!r}.")
+        raise BudgetError(
+            f"strategy='threshold' takes min_score and no budget; got min_score={min_score!r}, budget={budget!r}."
+        )
     if strategy != "threshold" and budget is None:
         raise BudgetError(f"strategy={strategy!r} needs a budget, such as '20%', 5000 or '2M tokens'.")
     if (strategy == "stratified") != (group is not None):
         raise BudgetError(f"group=COLUMN goes with strategy='stratified'; got group={group!r}, strategy={strategy!r}.")
     if strategy in MEASURED and MEASURED[strategy][0] not in measures:
-        raise ColumnsError(f"strategy={strategy!r} needs the {MEASURED[strategy][0]} of each row, which this scorer did not write.")
+        raise ColumnsError(
+            f"strategy={strategy!r} needs the {MEASURED[strategy][0]} of each row, which this scorer did not write."
+        )
 
 
 def _rank_by(strategy: str, scores: np.ndarray, measures: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -326,7 +338,9 @@ def _confounds(
     dataset: Dataset, scorer: Any, scores: np.ndarray, measures: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, float | None]:
     """Spearman of the score with what it should not merely be: steps, tokens, loss, overlap of steps and answer."""
-    found = {name: spearman(scores, measures[name]) if name in measures else None for name in ("steps", "tokens", "loss")}
+    found = {
+        name: spearman(scores, measures[name]) if name in measures else None for name in ("steps", "tokens", "loss")
+    }
     overlaps = getattr(scorer, "overlaps", None)
     if overlaps is None:
         return {**found, "overlap": None}
@@ -383,7 +397,9 @@ def _command(
         shown = {k: v for k, v in settings.items() if k in ("alpha", "history", "target", "proxy") and v is not None}
         shown |= {k: v for k, v in (settings.get("columns") or {}).items() if v is not None and k != "level"}
         arguments = [repr(model.get("id")), *([f"revision={model['sha']!r}"] if model.get("sha") else [])]
-        arguments += [f"{name}={tuple(value) if isinstance(value, list) else value!r}" for name, value in shown.items()]
+        arguments += [
+            f"{name}={tuple(value) if isinstance(value, list) else value!r}" for name, value in shown.items()
+        ]
         ranked = f"{record['class']}({', '.join(arguments)})"
         lines = [f"scorer = {ranked}", "scored = score(dataset, scorer)"]
         call = "select(scored, scorer"
@@ -391,5 +407,7 @@ def _command(
         lines, call = [], f"select(dataset, {column!r}"
     options = {"budget": budget, "strategy": strategy, "min_score": min_score, "group": group, "seed": seed}
     defaults = {"budget": None, "strategy": "top", "min_score": None, "group": None}
-    call += "".join(f", {name}={value!r}" for name, value in options.items() if name == "seed" or value != defaults[name])
+    call += "".join(
+        f", {name}={value!r}" for name, value in options.items() if name == "seed" or value != defaults[name]
+    )
     return "\n".join([*lines, call + ")"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import CurateError
+from hf_curate.hub.resolve import dataset_commit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,12 +38,12 @@ def load_source(source: str) -> tuple[Dataset, str]:
     parts = parse(source)
     from datasets import load_dataset
 
-    sha, _ = resolve(str(parts["id"]), parts["revision"] or "main")
+    sha, _ = dataset_commit(str(parts["id"]), parts["revision"] or "main")
     try:
         loaded = load_dataset(str(parts["id"]), parts["config"], revision=sha or parts["revision"])
     except (OSError, ValueError) as error:  # not found, offline, several configs: the message of datasets names them
         raise CurateError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
-    split = _only(list(loaded), parts["split"], source)
+    split = _only([str(split) for split in loaded], parts["split"], source)
     dataset = loaded[split]  # type: ignore[index]
     config = parts["config"] or dataset.info.config_name
     return dataset, f"{parts['id']}@{sha or parts['revision'] or 'main'}:{config}/{split}"
@@ -68,25 +69,11 @@ def _only(splits: list[str], asked: str | None, source: str) -> str:
     return asked
 
 
-def resolve(name: str, revision: str) -> tuple[str | None, str | None]:
-    """(commit, licence) of a Hub dataset; a commit is taken as it is when the Hub cannot be asked."""
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        info = HfApi().dataset_info(name, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
-        return (revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None), None
-    named = info.card_data.get("license") if info.card_data else None
-    return info.sha, named if isinstance(named, str) else None
-
-
 def source_record(source: str | None, dataset: Dataset) -> dict[str, Any] | None:
     """The manifest's account of the source; None stays "not recorded".
 
-    Of a local file or folder only the name is kept. Where a branch cannot be resolved (offline) `sha` is None, and the card
-    says so.
+    Of a local file or folder only the name is kept. Where a branch cannot be resolved (offline) `sha` is None, and
+    the card says so.
     """
     if source is None:
         return None
@@ -96,5 +83,5 @@ def source_record(source: str | None, dataset: Dataset) -> dict[str, Any] | None
     if path.exists() or path.is_absolute() or source.startswith((".", "~")):
         return {**record, "id": f"local {'folder' if path.is_dir() else 'file'} {path.name}"}
     parts = parse(source)
-    sha, license_name = resolve(str(parts["id"]), parts["revision"] or "main")
+    sha, license_name = dataset_commit(str(parts["id"]), parts["revision"] or "main")
     return {**record, **parts, "revision": parts["revision"] or "main", "sha": sha, "license": license_name}

@@ -1,4 +1,5 @@
-"""`hf-curate demo`: the four verbs on the shipped model and traces, and what each selector does with the damaged ones."""
+"""`hf-curate demo`: the four verbs on the shipped model and traces, and what each selector does with the damaged
+ones."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ BASELINES = ("random", "longest", "lowest_loss")
 
 def run_demo(out: Path, *, seed: int = 0) -> None:
     """Scores, selects, saves and loads back; prints one table. `out` is replaced if an earlier demo wrote it."""
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, enable_progress_bars, load_dataset
 
     from hf_curate.gradients.segments import PROXIES
     from hf_curate.runs.local import score
@@ -41,7 +42,9 @@ def run_demo(out: Path, *, seed: int = 0) -> None:
     picked: dict[str, Selection] = {}
     for proxy in PROXIES:
         scorer = GraceScorer(MODEL, proxy=proxy, dtype="float32")
+        enable_progress_bars()
         scored = score(traces, scorer)
+        disable_progress_bars()
         picked[f"GRACE, {proxy}"] = select(scored, scorer, budget=BUDGET, seed=seed)
         if proxy == "representation":
             for name in BASELINES:
@@ -52,6 +55,7 @@ def run_demo(out: Path, *, seed: int = 0) -> None:
     print(f"3. save    {out}/: {', '.join(sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()))}")
     again = load_dataset(str(out), CONFIG, split="train")
     print(f"4. load    load_dataset({str(out)!r}, {CONFIG!r}, split='train') -> {len(again)} rows\n")  # type: ignore[arg-type]
+    enable_progress_bars()
     print(_table(traces, picked))
     print(f"\nThe card: {out / 'README.md'}    ({time.perf_counter() - start:.0f} s)")
 
@@ -60,7 +64,9 @@ def _make_room(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG / "train.manifest.json").is_file()):
-        raise CurateError(f"{out.name!r} exists and is not the folder of an earlier demo: give another one with --out.")
+        raise CurateError(
+            f"{out.name!r} exists and is not the folder of an earlier demo: give another one with --out."
+        )
     shutil.rmtree(out / CONFIG, ignore_errors=True)
     (out / "README.md").unlink(missing_ok=True)
 
@@ -71,7 +77,9 @@ def _table(traces: Dataset, picked: dict[str, Selection]) -> str:
     kinds = [kind for kind in dict.fromkeys(damage.tolist()) if kind != "none"]
     kinds.sort()
     width = max(map(len, picked)) + 2
-    lines = [f"{'selector':<{width}}{'kept':>6}{'damaged':>9}" + "".join(f"{kind.replace('_', ' '):>14}" for kind in kinds)]
+    lines = [
+        f"{'selector':<{width}}{'kept':>6}{'damaged':>9}" + "".join(f"{kind.replace('_', ' '):>14}" for kind in kinds)
+    ]
     for name, selection in picked.items():
         counts = Counter(damage[selection.indices].tolist())
         bad = len(selection) - counts["none"]
@@ -80,8 +88,10 @@ def _table(traces: Dataset, picked: dict[str, Selection]) -> str:
     share = round(len(next(iter(picked.values()))) / len(damage) * (len(damage) - pool["none"]))
     lines.append(f"\nOf {len(damage)} traces {len(damage) - pool['none']} are damaged, so chance keeps about {share}.")
     lines.append(
-        "Fewer damaged traces is not yet a better training set: this shows what one small model's scores do to damage that was\n"
-        "put there on purpose, on one dataset and one seed; whether training on the kept rows helps is not measured here."
+        "Fewer damaged traces is not yet a better training set: this shows what one small model's scores do to "
+        "damage that was\n"
+        "put there on purpose, on one dataset and one seed; whether training on the kept rows helps is not measured "
+        "here."
     )
     return "\n".join(lines)
 

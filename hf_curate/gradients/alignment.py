@@ -1,4 +1,5 @@
-"""Step scores from inner products: every history, target and alpha is a function of one small Gram matrix. numpy only."""
+"""Step scores from inner products: every history, target and alpha is a function of one small Gram matrix. numpy
+only."""
 
 from __future__ import annotations
 
@@ -70,8 +71,8 @@ def step_scores(
 ) -> np.ndarray:
     """[K] scores of the steps in [-1, 1]: alpha A_k + (1 - alpha) H_k, and A_1 for the first; their mean is the value.
 
-    With `keep_gram=True` a scorer stores what this needs, so alpha, history and target can be changed without the model:
-    `step_scores(np.reshape(row["grace_gram"], (k + 1, k + 1)), row["grace_gram_tokens"], alpha=0.5)`.
+    With `keep_gram=True` a scorer stores what this needs, so alpha, history and target can be changed without the
+    model: `step_scores(np.reshape(row["grace_gram"], (k + 1, k + 1)), row["grace_gram_tokens"], alpha=0.5)`.
     """
     aligned, consistent = alignments(gram, tokens, history=history, target=target)
     mixed = alpha * aligned + (1.0 - alpha) * consistent

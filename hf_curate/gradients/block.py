@@ -1,11 +1,11 @@
 """Exact per-token gradients of the last block's MLP and attention-output weights, from one short backward.
 
-Everything after the attention mixing of the last block acts on each position alone, so dL_t/dW = b_t (x) a_t with a_t the
-layer's input and b_t the gradient of L_t at its output. Taps make those outputs the only leaves of the graph: the forward
-records nothing before them, and one backward from the head's inputs reaches every b_t at once.
+Everything after the attention mixing of the last block acts on each position alone, so dL_t/dW = b_t (x) a_t with a_t
+the layer's input and b_t the gradient of L_t at its output. Taps make those outputs the only leaves of the graph: the
+forward records nothing before them, and one backward from the head's inputs reaches every b_t at once.
 
-Covered: blocks whose MLP is made of nn.Linear or GPT-2's Conv1D, sequential or parallel to the attention. Refused by name:
-fused experts, and layer names not listed below.
+Covered: blocks whose MLP is made of nn.Linear or GPT-2's Conv1D, sequential or parallel to the attention. Refused by
+name: fused experts, and layer names not listed below.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def tapped_layers(decoder: nn.Module) -> dict[str, nn.Module]:
     if kinds != {True, False} or fused:
         found = ", ".join([*layers, *fused]) or "none"
         raise ModelError(
-            f"proxy='last' needs the attention output and the MLP as linear layers; in the last {type(block).__name__} it "
-            f"found: {found}. Use proxy='representation' or 'outer'."
+            "proxy='last' needs the attention output and the MLP as linear layers; in the last "
+            f"{type(block).__name__} it found: {found}. Use proxy='representation' or 'outer'."
         )
     return layers
 
@@ -71,10 +71,10 @@ class Taps:
             signals: [N, d] u_t at those positions, each of which occurs once.
         """
         upstream = torch.zeros_like(hidden).flatten(0, 1)
-        upstream[where] = signals.to(hidden.dtype)
+        upstream[where.to(hidden.device)] = signals.to(hidden)
         grads = torch.autograd.grad(hidden, list(self.outputs.values()), upstream.view_as(hidden))
         return [
-            (self.inputs[name].flatten(0, 1)[where], grad.flatten(0, 1)[where])
+            (self.inputs[name].flatten(0, 1)[where.to(grad.device)], grad.flatten(0, 1)[where.to(grad.device)])
             for name, grad in zip(self.outputs, grads, strict=True)
         ]
 

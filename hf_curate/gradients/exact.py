@@ -22,9 +22,13 @@ def parameters_of(model: nn.Module, parameters: str = "linear") -> dict[str, nn.
         raise ModelError(f"parameters={parameters!r} is not one of {', '.join(map(repr, PARAMETER_SETS))}.")
     head = model.get_output_embeddings()  # type: ignore[operator]
     shared = {id(p) for p in head.parameters()} if head is not None else set()
-    linear = {
-        id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"
-    }
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
+    packed = [name for name, p in model.named_parameters() if id(p) in linear and not p.is_floating_point()]
+    if packed:
+        raise ModelError(
+            f"exact gradients need floating point weights, and {type(model).__name__} has quantised ones ({packed[0]}, ...): "
+            "audit with the model loaded without quantization_config."
+        )
     chosen = {
         name: p
         for name, p in model.named_parameters()
@@ -47,8 +51,8 @@ def exact_gram(
         parameters: "linear" or "all".
 
     Returns:
-        gram [S, S] and the losses [T] of all labels (position 0 has none: NaN), in float32 or wider. Keeps S gradients of
-        the parameter set in memory.
+        gram [S, S] and the losses [T] of all labels (position 0 has none: NaN), in float32 or wider. Keeps S
+        gradients of the parameter set in memory.
     """
     chosen = parameters_of(model, parameters)
     asked = [(p, p.requires_grad) for p in model.parameters()]
@@ -66,7 +70,9 @@ def exact_gram(
                 where = torch.tensor([position - 1 for position in span], device=losses.device)
                 keep = index + 1 < len(spans)
                 loss = losses[where].mean()
-                gradients.append(torch.autograd.grad(loss, list(chosen.values()), retain_graph=keep, allow_unused=True))
+                gradients.append(
+                    torch.autograd.grad(loss, list(chosen.values()), retain_graph=keep, allow_unused=True)
+                )
     finally:
         for parameter, before in asked:
             parameter.requires_grad_(before)

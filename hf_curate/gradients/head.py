@@ -74,7 +74,9 @@ def head_of(model: nn.Module) -> Head:
     name = type(model).__name__
     layer = model.get_output_embeddings()  # type: ignore[operator]
     if layer is None:
-        raise ModelError(f"{name} has no LM head (get_output_embeddings() is None): load it with AutoModelForCausalLM.")
+        raise ModelError(
+            f"{name} has no LM head (get_output_embeddings() is None): load it with AutoModelForCausalLM."
+        )
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Linear) or weight is None or not weight.is_floating_point():
         kind = f"{type(layer).__module__}.{type(layer).__name__}"
@@ -102,7 +104,7 @@ def check_head(model: nn.Module, head: Head, hidden: Tensor, logits: Tensor) -> 
     room = 64 * torch.finfo(logits.dtype).eps * float(theirs.abs().amax().nan_to_num(nan=0.0, posinf=0.0))
     if ours.shape != theirs.shape or bool(((ours - theirs).abs() > max(room, 1e-5)).any()):
         raise ModelError(
-            f"{type(model).__name__} computes its logits in a way this library does not know: W h (+ bias, logit_scale, "
-            f"logits_scaling, final_logit_softcapping) gives {tuple(ours.shape)} values that differ from the model's "
-            f"{tuple(theirs.shape)}. Scores would be wrong, so it is refused."
+            f"{type(model).__name__} computes its logits in a way this library does not know: W h (+ bias, "
+            f"logit_scale, logits_scaling, final_logit_softcapping) gives {tuple(ours.shape)} values that differ from "
+            f"the model's {tuple(theirs.shape)}. Scores would be wrong, so it is refused."
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +58,9 @@ def segment_grams(
         starts.append(starts[-1] + len(own))
     local = [
         [[index[position] for position in span] for span in spans]
-        for spans, index in ((spans, {p: i for i, p in enumerate(own)}) for spans, own in zip(rows, labels, strict=True))
+        for spans, index in (
+            (spans, {p: i for i, p in enumerate(own)}) for spans, own in zip(rows, labels, strict=True)
+        )
     ]
     if proxy == "representation":
         return _representation(model, input_ids, where, targets, local, starts, byte_budget)
@@ -81,11 +85,9 @@ def _representation(
 ) -> list[tuple[Tensor, Tensor]]:
     hidden = model.hidden(input_ids).flatten(0, 1)[where.to(model.head.weight.device)]
     spans = [[start + i for i in span] for start, row in zip(starts, local, strict=False) for span in row]
-    gradients, losses = pooled_signals(
-        model.head, hidden, targets.to(hidden.device), Segments.of(spans), byte_budget
-    )
+    gradients, losses = pooled_signals(model.head, hidden, targets.to(hidden.device), Segments.of(spans), byte_budget)
     results, first = [], 0
-    for row, (start, stop) in zip(local, zip(starts, starts[1:], strict=False), strict=True):
+    for row, (start, stop) in zip(local, pairwise(starts), strict=True):
         own = gradients[first : first + len(row)]
         results.append(((own @ own.T).cpu(), losses[start:stop].cpu()))
         first += len(row)
@@ -102,21 +104,14 @@ def _factored(
     proxy: str,
     byte_budget: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    if proxy == "last":
-        with tap(model.decoder) as taps, torch.enable_grad():
-            states = model.hidden(input_ids)
-        chosen = states.detach().flatten(0, 1)[where]
-    else:
-        with torch.no_grad():
-            states = model.hidden(input_ids)
-        chosen = states.flatten(0, 1)[where.to(states.device)]
+    with tap(model.decoder) if proxy == "last" else nullcontext() as taps, torch.set_grad_enabled(proxy == "last"):
+        states = model.hidden(input_ids)
+    chosen = states.detach().flatten(0, 1)[where.to(states.device)]
     signals, losses = token_signals(model.head, chosen, targets.to(chosen.device), byte_budget)
-    if proxy == "last":
-        layers = taps.pairs(states, where, signals.nan_to_num(0.0, 0.0, 0.0))
-    else:
-        layers = [(chosen, signals)]
+    # a NaN of one row would spread through the shared backward of `last`; its loss already tells
+    layers = [(chosen, signals)] if taps is None else taps.pairs(states, where, signals.nan_to_num(0.0, 0.0, 0.0))
     results = []
-    for row, (start, stop) in zip(local, zip(starts, starts[1:], strict=False), strict=True):
+    for row, (start, stop) in zip(local, pairwise(starts), strict=True):
         own = [(a[start:stop], b[start:stop]) for a, b in layers]
         gram = factored_gram(own, Segments.of(row), byte_budget)
         results.append((gram.cpu(), losses[start:stop].cpu()))

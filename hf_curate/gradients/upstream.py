@@ -1,12 +1,13 @@
 """Upstream signals u_t = dL_t/dh_t of the LM head, pooled per segment or kept per token, from one forward pass.
 
 For a token with label y the gradient of its cross-entropy with respect to the head's input is W^T (p - y_onehot).
-Pooling over a segment is linear, so residuals are pooled first ([S, V]) and multiplied with W once; the [T, V] block of
-probabilities exists only for one chunk of positions at a time, within a byte budget.
+Pooling over a segment is linear, so residuals are pooled first ([S, V]) and multiplied with W once; the [T, V] block
+of probabilities exists only for one chunk of positions at a time, within a byte budget.
 
-Covered: any `Head`, overlapping segments, half precision (the logits product runs in the model's dtype, everything after
-it in float32), confident tokens (the label entry of p - y is formed as the sum of the other probabilities, since 1 - p_y
-cancels), rows with NaN or infinite logits (their loss is NaN, other rows are untouched). Not covered: sharded heads.
+Covered: any `Head`, overlapping segments, half precision (the logits product runs in the model's dtype, everything
+after it in float32), confident tokens (the label entry of p - y is formed as the sum of the other probabilities,
+since 1 - p_y cancels), rows with NaN or infinite logits (their loss is NaN, other rows are untouched). Not covered:
+sharded heads.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def pooled_signals(
         byte_budget: bound on the temporary memory, apart from the [S, d] result.
 
     Returns:
-        gradients [S, d] and losses [N], both float32 (float64 for a float64 model). A token whose loss is not finite has
-        loss NaN and adds nothing to its segment.
+        gradients [S, d] and losses [N], both float32 (float64 for a float64 model). A token whose loss is not finite
+        has loss NaN and adds nothing to its segment.
     """
     count, width = len(labels), hidden.shape[1]
     gradients = torch.zeros(segments.count, width, dtype=head.accumulate, device=hidden.device)
@@ -137,7 +138,9 @@ def pooled_signals(
     wide = gradients.element_size()
     chunk = max(1, byte_budget // 2 // _bytes_per_token(head))
     room = max(2, min(segments.count, byte_budget // 4 // (head.vocabulary * wide)))
-    pooled = torch.zeros(min(room, max(1, segments.count)), head.vocabulary, dtype=head.accumulate, device=hidden.device)
+    pooled = torch.zeros(
+        min(room, max(1, segments.count)), head.vocabulary, dtype=head.accumulate, device=hidden.device
+    )
     base, used = 0, 0
 
     def flush() -> None:
@@ -168,9 +171,7 @@ def pooled_signals(
 
 
 @torch.no_grad()
-def token_signals(
-    head: Head, hidden: Tensor, labels: Tensor, byte_budget: int = BYTE_BUDGET
-) -> tuple[Tensor, Tensor]:
+def token_signals(head: Head, hidden: Tensor, labels: Tensor, byte_budget: int = BYTE_BUDGET) -> tuple[Tensor, Tensor]:
     """u_t of every token: hidden [N, d], labels [N] -> signals [N, d] and losses [N], float32.
 
     One more head-sized product than `pooled_signals`.

@@ -23,8 +23,8 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
         split: may be left out when the config has one split.
 
     Returns:
-        The selection with its manifest. Where data and manifest differ (row count, source rows, content) a warning says in
-        what, and `.problems` lists it; the data is what the files hold.
+        The selection with its manifest. Where data and manifest differ (row count, source rows, content) a warning
+        says in what, and `.problems` lists it; the data is what the files hold.
     """
     from datasets import load_dataset
 

@@ -28,13 +28,14 @@ def check_names(config_name: str, split: str) -> None:
     """Raises unless both names survive a round trip through the Hub and `datasets`."""
     if not isinstance(config_name, str) or not _CONFIG.fullmatch(config_name) or config_name.lower() in _RESERVED:
         raise ConfigNameError(
-            f"config name {_short(config_name)} cannot be used: 1 to 96 letters, digits, '.', '_' or '-', beginning with a letter "
-            "or digit, and not 'data'; other names can make every config of a repo unloadable. Try 'grace-20pct'."
+            f"config name {_short(config_name)} cannot be used: 1 to 96 letters, digits, '.', '_' or '-', beginning "
+            "with a letter or digit, and not 'data'; other names can make every config of a repo unloadable. Try "
+            "'grace-20pct'."
         )
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or len(split) > 96:
         raise ConfigNameError(
-            f"split name {_short(split)} cannot be used: letters, digits, '_' and '.' between them (datasets takes no '-'). "
-            "Try 'train'."
+            f"split name {_short(split)} cannot be used: letters, digits, '_' and '.' between them (datasets takes no "
+            "'-'). Try 'train'."
         )
 
 
@@ -44,7 +45,8 @@ def _short(value: object) -> str:
 
 
 def digest_rows(dataset: Dataset, columns: list[str]) -> str:
-    """sha256 over the rows' values, one JSON line each with sorted keys: the same before and after a round trip of parquet."""
+    """sha256 over the rows' values, one JSON line each with sorted keys: the same before and after a round trip of
+    parquet."""
     digest = hashlib.sha256()
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
         for row in table.to_pylist():  # type: ignore[union-attr]

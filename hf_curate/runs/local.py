@@ -47,9 +47,10 @@ def score(
 
     Args:
         dataset: the pool; all its columns are kept.
-        scorer: one of ours, or any callable on batches with `.columns` (the Features it adds), `.identity`, `.record()`.
-        out: a folder for the scored rows (`scored.parquet`) and the scorer's record (`run.json`), as `hf-curate score` writes
-            them. The scores are also in the `datasets` cache, as with `map`.
+        scorer: one of ours, or any callable on batches with `.columns` (the Features it adds), `.identity`,
+            `.record()`.
+        out: a folder for the scored rows (`scored.parquet`) and the scorer's record (`run.json`), as `hf-curate
+            score` writes them. The scores are also in the `datasets` cache, as with `map`.
         overwrite: replace a run of other settings in `out`.
         source: where the rows came from ("org/name@revision:config/split"), recorded in `out` for `hf-curate select`.
         batch_rows: rows read at a time; rows of similar length are batched within them.
@@ -103,12 +104,14 @@ def _check_folder(folder: Path, scorer: AnyScorer, overwrite: bool) -> None:
         return
     record = folder / RECORD_FILE
     if not record.is_file():
-        raise CurateError(f"the folder {folder.name!r} holds other files and no {RECORD_FILE}: give the run its own folder.")
+        raise CurateError(
+            f"the folder {folder.name!r} holds other files and no {RECORD_FILE}: give the run its own folder."
+        )
     before = json.loads(record.read_text("utf-8")).get("scorer", {}).get("identity")
     if before != scorer.identity and not overwrite:
         raise CurateError(
-            f"the folder {folder.name!r} holds a run of another scorer or other settings (identity {str(before)[:12]}, now "
-            f"{scorer.identity[:12]}): give another folder, or overwrite=True."
+            f"the folder {folder.name!r} holds a run of another scorer or other settings (identity "
+            f"{str(before)[:12]}, now {scorer.identity[:12]}): give another folder, or overwrite=True."
         )
 
 
@@ -167,8 +170,12 @@ def load_run(folder: str | Path) -> Run:
     try:
         stored = json.loads((path / RECORD_FILE).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CurateError(f"{path.name!r} is not a run folder: its {RECORD_FILE} cannot be read. Make one: score(..., out=).") from error
+        raise CurateError(
+            f"{path.name!r} is not a run folder: its {RECORD_FILE} cannot be read. Make one: score(..., out=)."
+        ) from error
     if stored.get("schema") != SCHEMA:
-        raise CurateError(f"{path.name}/{RECORD_FILE} has the schema {stored.get('schema')!r}; this version reads {SCHEMA!r}.")
+        raise CurateError(
+            f"{path.name}/{RECORD_FILE} has the schema {stored.get('schema')!r}; this version reads {SCHEMA!r}."
+        )
     dataset = load_dataset("parquet", data_files=str(path / SCORES_FILE), split="train")
     return Run(dataset, stored)  # type: ignore[arg-type]

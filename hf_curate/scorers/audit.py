@@ -24,7 +24,9 @@ def audit(scorer: GraceScorer, dataset: Any, rows: int, *, parameters: str, seed
     read = [scorer.reader.read(dataset[int(index)]) for index in chosen]
     examples = [item for item in read if isinstance(item, Example)]
     if not examples:
-        raise ScoreError(f"none of the {len(read)} sampled rows can be scored: {read[0] if read else 'the dataset is empty'}")
+        raise ScoreError(
+            f"none of the {len(read)} sampled rows can be scored: {read[0] if read else 'the dataset is empty'}"
+        )
     model = scorer.load()
     sides: dict[str, dict[str, list[float]]] = {
         side: {"alignment": [], "history": [], "value": []} for side in ("proxy", "exact")

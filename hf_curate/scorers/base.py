@@ -1,9 +1,11 @@
-"""What every scorer shares: rows and batches in, float32 columns out, a reason for every null, an identity that is stable.
+"""What every scorer shares: rows and batches in, float32 columns out, a reason for every null, an identity that is
+stable.
 
 A scorer is a plain object for `datasets.map`. Two kinds of pickle are made of it, and they differ on purpose:
 
-- `datasets` hashes a scorer by its dill pickle, so `__getstate__` holds what changes numbers and nothing else: algorithm
-  version, settings, the model's commit or weight digest. Device and batch size stay out, weights are never in it.
+- `datasets` hashes a scorer by its dill pickle, so `__getstate__` holds what changes numbers and nothing else:
+  algorithm version, settings, the model's commit or weight digest. Device and batch size stay out, weights are never
+  in it.
 - a worker process of `map(num_proc=...)` receives the constructor's arguments (`_arguments`), so that it can load the
   model by itself. A live model cannot travel, which is an error that says what to pass instead.
 """
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from datasets import Features
 
 FIRST_BATCH = 8
-"""A first batch of this many rows that fails entirely is an error: something is wrong with the settings, not the rows."""
+"""A first batch of this many rows that fails entirely is an error: something is wrong with the settings, not the
+rows."""
 INFERENCE_ROWS = 1000
 """`datasets` fixes the types of a map after this many rows; nulls throughout would lose the run later."""
 
@@ -73,7 +76,9 @@ class Scorer(ABC):
         """Which model: id, sha or digest, dtype, architecture, warm-up; None for scorers without one."""
 
     @abstractmethod
-    def score_rows(self, rows: Sequence[Mapping[str, Any]], rank: int | None = None) -> list[dict[str, Any] | RowError]:
+    def score_rows(
+        self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
+    ) -> list[dict[str, Any] | RowError]:
         """One dict of score columns (without the error column), or the reason why there is none, for each row."""
 
     @abstractmethod
@@ -116,7 +121,8 @@ class Scorer(ABC):
         }
 
     def features(self, dataset: Any) -> Features:
-        """The dataset's features and the scorer's, for `map(features=...)`; checks the dataset's columns on the way."""
+        """The dataset's features and the scorer's, for `map(features=...)`; checks the dataset's columns on the
+        way."""
         from datasets import Features
 
         features = dataset.features
@@ -131,7 +137,8 @@ class Scorer(ABC):
         return Features({**features, **self.columns})
 
     def __call__(self, rows: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
-        """Scores a row (dict of values) or a batch (dict of lists); `rank` chooses the device with `with_rank=True`."""
+        """Scores a row (dict of values) or a batch (dict of lists); `rank` chooses the device with
+        `with_rank=True`."""
         if not self.is_batch(rows):
             return self._columns_of(self._results([rows], rank))[0]
         names = list(rows)
@@ -170,7 +177,8 @@ class Scorer(ABC):
         error = f"{self.prefix}_error"
         nulls = dict.fromkeys(self.columns)
         return [
-            {**nulls, error: str(result)} if isinstance(result, RowError) else {**result, error: ""} for result in results
+            {**nulls, error: str(result)} if isinstance(result, RowError) else {**result, error: ""}
+            for result in results
         ]
 
     # -- pickles ------------------------------------------------------------------------------------------------------
@@ -185,8 +193,8 @@ class Scorer(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["arguments"].get("model", "") is None:
             raise CurateError(
-                f"this {type(self).__name__} was pickled with a live model or tokenizer, and pickles of scorers hold no "
-                "weights: save both to a folder and build the scorer from the folder."
+                f"this {type(self).__name__} was pickled with a live model or tokenizer, and pickles of scorers hold "
+                "no weights: save both to a folder and build the scorer from the folder."
             )
         self.__init__(**state["arguments"])
 

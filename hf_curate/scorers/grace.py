@@ -1,8 +1,8 @@
 """GRACE (arXiv 2605.13130): value of a reasoning trace for SFT, from the alignment of its steps' gradients.
 
-With u_t = dL_t/dh_t the gradient of a token's loss at the input of the LM head and g(T) the mean of u_t over the tokens of a
-segment, step k scores alpha * cos(g_k, g_answer) + (1 - alpha) * cos(g_k, mean of the earlier g_j), the first step by
-its first term alone; the value of the trace is the mean over its steps.
+With u_t = dL_t/dh_t the gradient of a token's loss at the input of the LM head and g(T) the mean of u_t over the
+tokens of a segment, step k scores alpha * cos(g_k, g_answer) + (1 - alpha) * cos(g_k, mean of the earlier g_j), the
+first step by its first term alone; the value of the trace is the mean over its steps.
 
 Differences from the paper: the spans of the targets `steps+answer` and `suffix`, step splitting, answer extraction and
 rendering are our reconstruction; a token that overlaps two spans counts in both. `outer`, `last` and `exact` are ours.
@@ -10,7 +10,7 @@ rendering are our reconstruction; a token that overlaps two spans counts in both
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from hf_curate.models import LanguageModel
 
-logger = logging.getLogger("hf_curate")
-
 PROXIES = ("representation", "outer", "last", "exact")
 
 
@@ -40,36 +38,43 @@ class GraceScorer(Scorer):
     """Scores reasoning traces by GRACE. Use it as `dataset.map(GraceScorer(model), batched=True)`.
 
     Args:
-        model (`str`, `Path` or `PreTrainedModel`): Hub id ("org/name" or "org/name@revision"), folder (also a PEFT adapter
-            folder), or a live causal LM together with `tokenizer`.
+        model (`str`, `Path` or `PreTrainedModel`): Hub id ("org/name" or "org/name@revision"), folder (also a PEFT
+            adapter folder), or a live causal LM together with `tokenizer`.
         revision (`str`, *optional*): branch, tag or commit of a Hub model; resolved to a commit at once.
         tokenizer (`str` or tokenizer, *optional*): defaults to the model's own. It must give character offsets.
-        prompt, completion, answer, steps, messages (`str`, *optional*): names of columns. Without them: `messages`, then
-            `conversations`, then `prompt` + `completion`, then the usual aliases (question, solution, ...).
+        prompt, completion, answer, steps, messages (`str`, *optional*): names of columns. Without them: `messages`,
+            then `conversations`, then `prompt` + `completion`, then the usual aliases (question, solution, ...).
         split_steps (`str`, `re.Pattern` or callable, *optional*, defaults to `"auto"`): "numbered", "gsm8k", "think",
             "blank_lines", "lines", "sentences", a regex of the separators, or a function of the completion.
         alpha (`float`, *optional*, defaults to 0.7): weight of the answer's alignment, in [0, 1].
         history (*optional*, defaults to `"uniform"`): `"uniform"`, `("window", W)` or `("ema", beta)`.
         target (`str`, *optional*, defaults to `"answer"`): `"answer"`, `"steps+answer"` or `"suffix"`.
-        proxy (`str`, *optional*, defaults to `"representation"`): whose gradients. `"representation"`: the LM head's input
-            (the paper's; one forward pass). `"outer"`: a linear map before the LM head. `"last"`: the last block's MLP and
-            attention output (one short backward). `"exact"`: all linear layers, one backward per step; slow.
+        proxy (`str`, *optional*, defaults to `"representation"`): whose gradients. `"representation"`: the LM head's
+            input (the paper's; one forward pass). `"outer"`: a linear map before the LM head. `"last"`: the last
+            block's MLP and attention output (one short backward). `"exact"`: all linear layers, one backward per
+            step; slow.
         dtype (`str` or `torch.dtype`, *optional*): defaults to the checkpoint's own.
-        device (`str`, *optional*): defaults to CUDA, else MPS, else CPU. `map(with_rank=True)` spreads ranks over devices.
-        model_kwargs (`dict`, *optional*): passed to `from_pretrained` (attn_implementation, device_map, quantization_config).
-        max_length (`int`, *optional*): rows with more tokens are null, never truncated. Defaults to the model's context.
-        batch_tokens (`int`, *optional*): padded tokens per forward; changes speed and memory, not scores. Defaults to 8,192
-            on the CPU and 32,768 elsewhere.
+        device (`str`, *optional*): defaults to CUDA, else MPS, else CPU. `map(with_rank=True)` spreads ranks over
+            devices.
+        model_kwargs (`dict`, *optional*): passed to `from_pretrained` (attn_implementation, device_map,
+            quantization_config).
+        max_length (`int`, *optional*): rows with more tokens are null, never truncated. Defaults to the model's
+            context.
+        batch_tokens (`int`, *optional*): padded tokens per forward; changes speed and memory, not scores. Defaults to
+            8,192 on the CPU and 32,768 elsewhere.
         keep_gram (`bool`, *optional*, defaults to `False`): also store the inner products of the segments.
 
-    Adds `grace_step_scores` (list of float32, one per step), `grace_value` (float32, their mean), `grace_tokens` (int32, the
-    whole rendered row), `grace_loss` (float32, nats per token over step and answer tokens) and `grace_error` (string, ""
-    when scored); with `keep_gram` also `grace_gram` ((K+1)^2 float32, row by row) and `grace_gram_tokens` (K+1 int32).
+    Adds `grace_step_scores` (list of float32, one per step), `grace_value` (float32, their mean), `grace_tokens`
+    (int32, the whole rendered row), `grace_loss` (float32, nats per token over step and answer tokens) and
+    `grace_error` (string, "" when scored); with `keep_gram` also `grace_gram` ((K+1)^2 float32, row by row) and
+    `grace_gram_tokens` (K+1 int32).
 
-    Raises: `ModelError` for models that cannot be loaded or scored exactly, `ColumnsError` for columns that cannot be read,
-    `ScoreError` when a first batch of 8 rows or more fails entirely. Rows that cannot be scored get nulls and a reason.
+    Raises: `ModelError` for models that cannot be loaded or scored exactly, `ColumnsError` for columns that cannot be
+    read, `ScoreError` when a first batch of 8 rows or more fails entirely. Rows that cannot be scored get nulls and a
+    reason.
 
-    Source: GRACE, arXiv 2605.13130, sections on step scores and trace values. Differences from the paper: see the module.
+    Source: GRACE, arXiv 2605.13130, sections on step scores and trace values. Differences from the paper: see the
+        module.
 
     Example:
         >>> scored = dataset.map(GraceScorer("Qwen/Qwen3-0.6B"), batched=True, batch_size=256)  # doctest: +SKIP
@@ -116,6 +121,7 @@ class GraceScorer(Scorer):
         as_dtype(dtype)
         self.last_audit: dict[str, Any] | None = None
         self._loaded: LanguageModel | None = None
+        self._warned = False
 
     # -- what a Scorer answers ----------------------------------------------------------------------------------------
 
@@ -175,7 +181,9 @@ class GraceScorer(Scorer):
     def check_columns(self, names: Sequence[str], first_row: Mapping[str, Any] | None) -> None:
         self.reader.columns_of(names, first_row)
 
-    def score_rows(self, rows: Sequence[Mapping[str, Any]], rank: int | None = None) -> list[dict[str, Any] | RowError]:
+    def score_rows(
+        self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
+    ) -> list[dict[str, Any] | RowError]:
         read = [self.reader.read(row) for row in rows]
         good = [(index, item) for index, item in enumerate(read) if isinstance(item, Example)]
         results: list[Any] = list(read)
@@ -185,7 +193,8 @@ class GraceScorer(Scorer):
         limit = self.batch_tokens or (8192 if model.device.type == "cpu" else 32768)
         for group in bucket([len(example.input_ids) for _, example in good], limit):
             batch = [good[place] for place in group]
-            for (index, example), result in zip(batch, self._score(model, [e for _, e in batch]), strict=True):
+            scored = self._score(model, [example for _, example in batch])
+            for (index, _), result in zip(batch, scored, strict=True):
                 results[index] = result
         return results
 
@@ -194,11 +203,7 @@ class GraceScorer(Scorer):
     def load(self, rank: int | None = None) -> LanguageModel:
         """The model on its device; loaded at the first call, one per process."""
         if self._loaded is None:
-            if self.source.warm_up is None:
-                logger.warning(
-                    "GRACE's authors score with a model that was warmed up on 5 % of the pool; this run has no warm-up, and "
-                    "its card will say so. See GraceScorer.warmed_up."
-                )
+            self._warn_without_warm_up()
             self._loaded = load_model(
                 self.source,
                 self.reader.tokenizer,
@@ -209,11 +214,28 @@ class GraceScorer(Scorer):
             )
         return self._loaded
 
+    def _warn_without_warm_up(self) -> None:
+        """Once per scorer, in the user's process: workers are silent."""
+        from multiprocess import parent_process  # type: ignore[import-untyped]
+
+        if self._warned or self.source.warm_up is not None or parent_process() is not None:
+            return
+        self._warned = True
+        warnings.warn(
+            "GRACE's authors score with a model that was warmed up on 5 % of the pool; this run has no warm-up, and "
+            "its card will say so. See GraceScorer.warmed_up.",
+            UserWarning,
+            stacklevel=2,
+        )
+
     def _score(self, model: LanguageModel, examples: Sequence[Example]) -> list[dict[str, Any] | RowError]:
         from hf_curate.gradients.segments import segment_grams
+        from hf_curate.gradients.upstream import BYTE_BUDGET
 
         ids = pad(examples, model.device)
-        grams = segment_grams(model, ids, [example.spans for example in examples], self.proxy)
+        spans = [example.spans for example in examples]
+        budget = BYTE_BUDGET if model.device.type == "cpu" else 4 * BYTE_BUDGET
+        grams = segment_grams(model, ids, spans, self.proxy, byte_budget=budget)
         return [
             self._row(example, gram.numpy(), losses.numpy())
             for example, (gram, losses) in zip(examples, grams, strict=True)
@@ -222,7 +244,9 @@ class GraceScorer(Scorer):
     def _row(self, example: Example, gram: np.ndarray, losses: np.ndarray) -> dict[str, Any] | RowError:
         if not np.isfinite(losses).all():
             position = example.labels[int(np.flatnonzero(~np.isfinite(losses))[0])]
-            return RowError("not finite", f"the model's logits for token {position} give a loss that is NaN or infinite")
+            return RowError(
+                "not finite", f"the model's logits for token {position} give a loss that is NaN or infinite"
+            )
         if not np.isfinite(gram).all():
             return RowError("not finite", "a gradient of this row overflows")
         tokens = np.array([len(span) for span in example.spans])
@@ -253,9 +277,10 @@ class GraceScorer(Scorer):
             parameters: "linear" (all linear layers but the LM head) or "all". Rankings of proxies depend on it.
 
         Returns:
-            {"rows", "steps", "parameters", "proxy", "seed", "spearman": {"alignment", "history", "value"}, "time_ratio"}:
-            rank correlations of A_k and H_k over the sample's steps and of the value over its rows (None where a side is
-            constant), and the seconds of the proxy divided by those of the exact gradients, one row at a time.
+            {"rows", "steps", "parameters", "proxy", "seed", "spearman": {"alignment", "history", "value"},
+            "time_ratio"}: rank correlations of A_k and H_k over the sample's steps and of the value over its rows
+            (None where a side is constant), and the seconds of the proxy divided by those of the exact gradients, one
+            row at a time.
         """
         from hf_curate.scorers.audit import audit
 
@@ -283,12 +308,13 @@ class GraceScorer(Scorer):
             model: Hub id, folder or live model, as for the scorer.
             dataset: the pool; `fraction` of its rows, drawn with `seed`, are trained on (completion tokens only).
             out: folder for the warmed-up weights (safetensors), the tokenizer and the record of the training.
-            method: "lora" (rank 8, alpha 32, all linear layers; needs peft) or "full". None: "full" under 10 M parameters.
+            method: "lora" (rank 8, alpha 32, all linear layers; needs peft) or "full". None: "full" under 10 M
+                parameters.
             learning_rate, epochs, batch_rows: AdamW with 3 % linear warm-up, then constant.
             arguments: of the scorer.
 
-        The rows trained on stay in the pool, and are not counted in a budget. The recipe is the authors' post-training one;
-        their text leaves that of the warm-up open.
+        The rows trained on stay in the pool, and are not counted in a budget. The recipe is the authors'
+        post-training one; their text leaves that of the warm-up open.
         """
         from hf_curate.scorers.warm_up import warm_up
 
@@ -313,7 +339,10 @@ class GraceScorer(Scorer):
         arguments = {name: value for name, value in self._arguments.items() if name not in ("device", "batch_tokens")}
         arguments |= self._pinned_model()
         if not isinstance(arguments["tokenizer"], (str, Path, type(None))):
-            arguments |= {"model": None, "tokenizer": None}  # told apart by the digests; cannot be rebuilt from a pickle
+            arguments |= {
+                "model": None,
+                "tokenizer": None,
+            }  # told apart by the digests; cannot be rebuilt from a pickle
         return arguments
 
     def _travelling_arguments(self) -> dict[str, Any]:
@@ -323,6 +352,7 @@ class GraceScorer(Scorer):
                 "model.save_pretrained(folder) and tokenizer.save_pretrained(folder) and pass the folder or a Hub id, "
                 "or map without num_proc."
             )
+        self._warn_without_warm_up()
         return {**self._arguments, **self._pinned_model()}
 
     def _pinned_model(self) -> dict[str, Any]:

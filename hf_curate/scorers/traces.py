@@ -18,7 +18,8 @@ from hf_curate.steps import Splitter, check_splitter
 class TraceReader:
     """From a dataset row to an `Example` under one tokenizer.
 
-    asked: column names that the caller gave, by role (prompt, completion, answer, steps, messages), None where not given.
+    asked: column names that the caller gave, by role (prompt, completion, answer, steps, messages), None where not
+        given.
     """
 
     source: ModelSource
@@ -34,7 +35,9 @@ class TraceReader:
     def __post_init__(self) -> None:
         check_splitter(self.split)
         if self.max_length_asked is not None and self.max_length_asked < 2:
-            raise CurateError(f"max_length={self.max_length_asked} leaves no room for a prediction: give 2 tokens or more.")
+            raise CurateError(
+                f"max_length={self.max_length_asked} leaves no room for a prediction: give 2 tokens or more."
+            )
 
     @property
     def tokenizer(self) -> Any:
@@ -60,11 +63,12 @@ class TraceReader:
         return self._latest
 
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
-        """A batch holds a list in every column; a row's chat messages are a list of dicts, so look one level deeper."""
+        """A batch holds a list in every column; a row's chat messages are a list of dicts, so look one level
+        deeper."""
         names = list(rows)
         if not names:
             return False
-        columns = self.columns_of(names)
+        columns = detect_columns(names, None, **self.asked)  # by name only: the first value may be a whole column
         key = columns.messages or columns.prompt or columns.completion or columns.steps
         value = rows[key] if key else None
         if not hasattr(value, "__len__") or isinstance(value, (str, bytes, Mapping)):
@@ -104,4 +108,5 @@ def splitter_name(split: Splitter) -> str:
         return f"regex {split.pattern!r} flags={int(split.flags)}"
     from datasets.fingerprint import Hasher
 
-    return f"{getattr(split, '__module__', '?')}.{getattr(split, '__qualname__', type(split).__name__)}#{Hasher.hash(split)}"
+    name = f"{getattr(split, '__module__', '?')}.{getattr(split, '__qualname__', type(split).__name__)}"
+    return f"{name}#{Hasher.hash(split)}"

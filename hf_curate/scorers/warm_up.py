@@ -1,7 +1,7 @@
 """The warm-up before scoring: a short supervised training on a random part of the pool, saved as safetensors.
 
-GRACE's authors score with one checkpoint after a warm-up on a random 5 % of the pool. Its recipe is not in their text; ours is
-their post-training one: LoRA of rank 8 and alpha 32 on all linear layers, learning rate 1e-4, one epoch.
+GRACE's authors score with one checkpoint after a warm-up on a random 5 % of the pool. Its recipe is not in their
+text; ours is their post-training one: LoRA of rank 8 and alpha 32 on all linear layers, learning rate 1e-4, one epoch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from hf_curate.errors import CurateError, MissingPackageError, ScoreError
 from hf_curate.models import WARM_UP_FILE, LanguageModel
 
 if TYPE_CHECKING:
-    import torch
-
     from hf_curate.scorers.grace import GraceScorer
 
 logger = logging.getLogger("hf_curate")
@@ -48,11 +46,13 @@ def warm_up(
     read = [scorer.reader.read(dataset[int(index)]) for index in np.sort(chosen)]
     examples = [item for item in read if isinstance(item, Example)]
     if not examples:
-        raise ScoreError(f"none of the {len(read)} rows drawn for the warm-up can be read: {read[0] if read else 'no rows'}")
+        raise ScoreError(
+            f"none of the {len(read)} rows drawn for the warm-up can be read: {read[0] if read else 'no rows'}"
+        )
     loaded = _trainable_copy(scorer)
     size = sum(p.numel() for p in loaded.model.parameters())
     method = method or ("full" if size < TINY else "lora")
-    model, settings = (_with_lora(loaded) if method == "lora" else (loaded.model, {}))
+    model, settings = _with_lora(loaded, scorer.source.commit) if method == "lora" else (loaded.model, {})
     losses = _train(model, loaded, examples, seed, learning_rate, epochs, batch_rows)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
@@ -84,8 +84,8 @@ def _check(scorer: GraceScorer, out: Path, fraction: float, method: str | None) 
         raise CurateError(f"method={method!r} is not 'lora' or 'full'.")
     if method == "lora" and scorer.source.live is not None:
         raise CurateError(
-            "a LoRA warm-up stores an adapter that names its base, and a live model has no name: pass a folder or a Hub id, "
-            "or method='full'."
+            "a LoRA warm-up stores an adapter that names its base, and a live model has no name: pass a folder or a "
+            "Hub id, or method='full'."
         )
     if out.exists() and any(out.iterdir()):
         raise CurateError(f"the folder {out.name!r} is not empty: give the warmed-up model a folder of its own.")
@@ -103,17 +103,21 @@ def _trainable_copy(scorer: GraceScorer) -> LanguageModel:
     if scorer.source.live is not None:
         loaded = _ready(copy.deepcopy(loaded.model), loaded.tokenizer, loaded.device)
     if loaded.model.dtype == torch.float16:
-        loaded = _ready(loaded.model.float(), loaded.tokenizer, loaded.device)  # float16 weights cannot take small updates
+        loaded = _ready(
+            loaded.model.float(), loaded.tokenizer, loaded.device
+        )  # float16 weights cannot take small updates
     return loaded
 
 
-def _with_lora(loaded: LanguageModel) -> tuple[Any, dict[str, Any]]:
+def _with_lora(loaded: LanguageModel, commit: str | None) -> tuple[Any, dict[str, Any]]:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingPackageError("peft", "peft", "a LoRA warm-up") from error
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
-    return get_peft_model(loaded.model, config), {"lora": {"r": 8, "alpha": 32, "target_modules": "all-linear"}}
+    model = get_peft_model(loaded.model, config)
+    model.peft_config["default"].revision = commit  # so that the adapter loads onto this base and no later one
+    return model, {"lora": {"r": 8, "alpha": 32, "target_modules": "all-linear"}}
 
 
 def _train(
@@ -166,7 +170,9 @@ def _step(model: Any, batch: Sequence[Example], loaded: LanguageModel) -> float:
             where = torch.tensor(targets[index], device=ids.device)
             labels[row, where] = ids[row, where]
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / count
+        loss = (
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / count
+        )
         loss.backward()
         total += float(loss.detach())
     return total
