@@ -8,7 +8,6 @@ candidate inside a level is an error, never a guess. Texts are passed on unchang
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -16,34 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from hf_curate.chat import Messages, as_list, as_text, read_messages, split_chat, wrong_type
 from hf_curate.errors import ColumnsError, RowError
 
 PROMPT_ALIASES = ("question", "problem", "instruction", "query")
 COMPLETION_ALIASES = ("solution", "response", "output", "generation", "trace")
 HASHES = "####"  # GSM8K's mark between the reasoning and the final answer
 
-# The names that ShareGPT exports and chat datasets use, and the chat template's role for each.
-_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant"}
-_ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant"}
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a dataset hold what.
-
-    `messages` is set instead of `prompt` and `completion` for chat rows. `completion` is None where the trace is made
-    of the `steps` column. `hashes` is True where an `answer` column that nobody named serves as the completion: then
-    only rows whose text holds "####" can be read.
-    """
+    """Which columns of a dataset hold what."""
 
     level: str  # "explicit" | "messages" | "conversations" | "prompt+completion" | "aliases"
     prompt: str | None
-    completion: str | None
+    completion: str | None  # None where the trace is made of the `steps` column
     answer: str | None
     steps: str | None
-    messages: str | None
-    hashes: bool = False
+    messages: str | None  # instead of `prompt` and `completion`, for chat rows
+    hashes: bool = False  # the completion is an `answer` that nobody named: rows without "####" cannot be read
 
     def record(self) -> dict[str, Any]:
         """The fields as plain JSON values, for the manifest."""
@@ -52,19 +42,12 @@ class Columns:
 
 @dataclass(frozen=True)
 class Trace:
-    """One row as the scorers read it.
+    """One row as the scorers read it."""
 
-    Attributes:
-        prompt: Plain text, or chat messages `{"role", "content"}` for the tokenizer's chat template.
-        completion: The raw text of the reasoning trace, to be appended unchanged after the prompt.
-        gold: The answer column's text (after the last "####", if there is one), stripped; None if empty or absent.
-        steps: The items of the steps column; None if there is none, or if it is null or empty in this row.
-    """
-
-    prompt: str | tuple[dict[str, str], ...]
-    completion: str
-    gold: str | None
-    steps: tuple[str, ...] | None
+    prompt: str | Messages  # messages are for the tokenizer's chat template
+    completion: str  # the raw trace, to be appended unchanged after the prompt
+    gold: str | None  # the answer column's text after its last "####", if any, stripped; None if empty or absent
+    steps: tuple[str, ...] | None  # the items of the steps column; None if there are none
 
 
 def detect_columns(
@@ -82,9 +65,7 @@ def detect_columns(
     `first_row` only serves to look at types and for "####"; without it the names alone decide. The keyword arguments
     name columns; a prompt or completion that is not named is looked for as `prompt` or `completion`, then among the
     aliases. `answer` and `steps` are used where columns of these names hold text (or numbers) and lists of text.
-
-    Raises:
-        ColumnsError: a named column does not exist, no columns can be read, or more than one could be meant.
+    ColumnsError: a named column does not exist, no columns can be read, or more than one could be meant.
     """
     given = {"prompt": prompt, "completion": completion, "answer": answer, "steps": steps, "messages": messages}
     _check_given(names, given)
@@ -92,20 +73,17 @@ def detect_columns(
     row = first_row or {}
     if steps is None and "steps" in free and _may_be_steps(row.get("steps")):
         steps = "steps"
-    level, hashes = "explicit", False
-    if prompt is not None or completion is not None:
-        prompt = prompt or _pick("prompt", _prompts(free), names, first_wins=True)
+    explicit = any(given[part] is not None for part in ("prompt", "completion", "messages"))
+    level, hashes = "explicit" if explicit else _level(free), False
+    if level in ("messages", "conversations"):
+        messages = level
+    if messages is None:
+        # Beside an explicit column, and in pairs, the plain names `prompt` and `completion` beat the aliases.
+        plain = level != "aliases"
+        prompt = prompt or _pick("prompt", [n for n in ("prompt", *PROMPT_ALIASES) if n in free], names, plain)
         if completion is None:
-            completion, hashes = _find_completion(names, free, row, steps, answer, first_wins=True)
-    elif messages is None and "messages" in free:
-        level = messages = "messages"
-    elif messages is None and "conversations" in free:
-        level = messages = "conversations"
-    elif messages is None and "prompt" in free and "completion" in free:
-        level, prompt, completion = "prompt+completion", "prompt", "completion"
-    elif messages is None:
-        level, prompt = "aliases", _pick("prompt", _prompts(free), names)
-        completion, hashes = _find_completion(names, free, row, steps, answer)
+            by_answer = "answer" in (*free, answer)
+            completion, hashes = _find_completion(names, free, row, steps is not None, by_answer, plain)
     if answer is None and completion != "answer" and "answer" in free and _may_be_answer(row.get("answer")):
         answer = "answer"
     return Columns(level, prompt, completion, answer, steps, messages, hashes)
@@ -114,26 +92,26 @@ def detect_columns(
 def read_trace(row: Mapping[str, Any], columns: Columns) -> Trace:
     """Read one row.
 
-    Raises:
-        RowError: of kind "wrong type", "empty trace", "no completion", "no prompt", "unsupported role",
-            "unsupported content" or "not valid Unicode".
+    RowError: "wrong type", "empty trace", "no completion", "no prompt", "unsupported role", "unsupported content" or
+    "not valid Unicode".
     """
     steps = _read_steps(row, columns.steps) if columns.steps else None
-    text = _answer_text(row.get(columns.answer), columns.answer) if columns.answer else ""
-    prompt, completion, source = _read_pair(row, columns, steps, text)
+    answer = _answer_text(row.get(columns.answer), columns.answer) if columns.answer else ""
+    prompt, completion = _read_pair(row, columns, steps, answer)
     if not completion.strip():
+        source = columns.messages or columns.completion or columns.steps
         raise RowError("empty trace", f"column {source!r} holds {len(completion)} characters, none of them visible")
-    gold = text.rpartition(HASHES)[2].strip() or None
-    _check_unicode(prompt, "prompt")
+    for text in [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]:
+        _check_unicode(text, "prompt")
     _check_unicode(completion, "completion")
-    return Trace(prompt, completion, gold, steps)
+    return Trace(prompt, completion, answer.rpartition(HASHES)[2].strip() or None, steps)
 
 
 def prompt_key(row: Mapping[str, Any], columns: Columns) -> str:
     """The prompt as one text, equal for two rows exactly when their prompts are; "" where it cannot be read."""
     try:
         if columns.messages:
-            prompt = tuple(_messages(row.get(columns.messages), columns.messages)[:-1])
+            prompt = read_messages(row.get(columns.messages), columns.messages)[:-1]
         else:
             prompt = _read_prompt(row, columns)
     except RowError:
@@ -163,44 +141,21 @@ def _check_given(names: Sequence[str], given: Mapping[str, str | None]) -> None:
         )
 
 
-def _prompts(free: Sequence[str]) -> list[str]:
-    return [name for name in ("prompt", *PROMPT_ALIASES) if name in free]
+def _level(free: Sequence[str]) -> str:
+    for name in ("messages", "conversations"):
+        if name in free:
+            return name
+    return "prompt+completion" if "prompt" in free and "completion" in free else "aliases"
 
 
-def _pick(part: str, found: Sequence[str], names: Sequence[str], *, first_wins: bool = False) -> str:
-    """The only candidate. Beside an explicit column the plain name (`prompt`, `completion`) beats the aliases."""
-    if len(found) == 1 or (first_wins and part in found):
+def _pick(part: str, found: Sequence[str], names: Sequence[str], plain: bool) -> str:
+    """The only candidate, or with `plain` the one that is called `prompt` or `completion`."""
+    if len(found) == 1 or (plain and part in found):
         return found[0]
     if found:
         raise ColumnsError(
             f"the {part} could be any of the columns {_listed(found)}. Name the one you mean: {part}={found[0]!r}"
         )
-    raise ColumnsError(_nothing_found(part, names))
-
-
-def _find_completion(
-    names: Sequence[str],
-    free: Sequence[str],
-    row: Mapping[str, Any],
-    steps: str | None,
-    answer: str | None,
-    *,
-    first_wins: bool = False,
-) -> tuple[str | None, bool]:
-    """The completion column (None: the joined steps), and whether it is an `answer` that must hold "####"."""
-    found = [name for name in ("completion", *COMPLETION_ALIASES) if name in free]
-    if not found:
-        if steps is not None:
-            return None, False
-        if "answer" in free or answer == "answer":
-            return "answer", True
-    text = row.get("answer")
-    if "answer" in free and isinstance(text, str) and HASHES in text:
-        found.append("answer")
-    return _pick("completion", found, names, first_wins=first_wins), False
-
-
-def _nothing_found(part: str, names: Sequence[str]) -> str:
     text = (
         f"no {part} found in the columns {_listed(names)}. Looked for `messages`, `conversations`, "
         f"`prompt` and `completion`, else a prompt ({', '.join(PROMPT_ALIASES)}) and a completion "
@@ -208,15 +163,25 @@ def _nothing_found(part: str, names: Sequence[str]) -> str:
         f"Name your columns: prompt='...', completion='...' (or messages='...')."
     )
     if "text" in names:
-        text += (
-            " The column 'text' alone does not say where the prompt ends and the reasoning begins: "
-            "split it into two columns, or use the chat messages it was made of."
-        )
-    return text
+        text += " The column 'text' alone does not say where the prompt ends: split it, or use the chat messages."
+    raise ColumnsError(text)
+
+
+def _find_completion(
+    names: Sequence[str], free: Sequence[str], row: Mapping[str, Any], steps: bool, answer: bool, plain: bool
+) -> tuple[str | None, bool]:
+    """The completion column (None: the joined steps), and whether it is an `answer` that must hold "####"."""
+    found = [name for name in ("completion", *COMPLETION_ALIASES) if name in free]
+    if not found and (steps or answer):
+        return (None, False) if steps else ("answer", True)
+    text = row.get("answer")
+    if "answer" in free and isinstance(text, str) and HASHES in text:
+        found.append("answer")
+    return _pick("completion", found, names, plain), False
 
 
 def _may_be_steps(value: Any) -> bool:
-    items = _as_list(value)
+    items = as_list(value)
     return value is None or (items is not None and all(isinstance(item, str) for item in items))
 
 
@@ -225,57 +190,51 @@ def _may_be_answer(value: Any) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "(none)"
+    return ", ".join(map(repr, names)) or "(none)"
 
 
 # -- one row --------------------------------------------------------------------------------------------------------
 
-_Prompt = str | tuple[dict[str, str], ...]
-
 
 def _read_pair(
     row: Mapping[str, Any], columns: Columns, steps: tuple[str, ...] | None, answer: str
-) -> tuple[_Prompt, str, str]:
-    """Prompt, completion, and the column that the completion came from."""
-    if columns.messages:
-        before, completion = _split_chat(row.get(columns.messages), columns.messages)
-        if not before:
-            raise RowError("no prompt", f"column {columns.messages!r} holds the assistant's message alone")
-        return before, completion, columns.messages
-    prompt = _read_prompt(row, columns)
-    if columns.completion is None:
-        return prompt, _join_steps(steps, answer, columns), columns.steps or "steps"
-    value = row.get(columns.completion)
-    if isinstance(value, str) or _as_list(value) is None:
-        text = _text(value, columns.completion)
+) -> tuple[str | Messages, str]:
+    """Prompt and completion; messages before the last one belong to the prompt."""
+    prompt = () if columns.messages else _read_prompt(row, columns)
+    name = columns.messages or columns.completion
+    if name is None:
+        return prompt, _join_steps(steps, answer, columns)
+    value = row.get(name)
+    if columns.messages is None and as_list(value) is None:
+        text = as_text(value, f"column {name!r}")
         if columns.hashes and HASHES not in text and text.strip():
-            fix = f"pass completion={columns.completion!r} to use it as it is"
-            raise RowError("no completion", f"column {columns.completion!r} holds no '####'; {fix}")
-        return prompt, text, columns.completion
-    before, completion = _split_chat(value, columns.completion)
-    if before and isinstance(prompt, str):
-        raise RowError(
-            "unsupported content",
-            f"column {columns.completion!r} holds {len(before) + 1} messages after a prompt of plain text",
-        )
-    return (prompt if isinstance(prompt, str) else prompt + before), completion, columns.completion
+            fix = f"pass completion={name!r} to use it as it is"
+            raise RowError("no completion", f"column {name!r} holds no '####'; {fix}")
+        return prompt, text
+    before, completion = split_chat(value, name)
+    if isinstance(prompt, str) and before:
+        detail = f"column {name!r} holds {len(before) + 1} messages after a prompt of plain text"
+        raise RowError("unsupported content", detail)
+    if not before and columns.messages:
+        raise RowError("no prompt", f"column {name!r} holds the assistant's message alone")
+    return prompt if isinstance(prompt, str) else prompt + before, completion
 
 
-def _read_prompt(row: Mapping[str, Any], columns: Columns) -> _Prompt:
+def _read_prompt(row: Mapping[str, Any], columns: Columns) -> str | Messages:
     name = columns.prompt or "prompt"
     value = row.get(name)
-    if isinstance(value, str) or _as_list(value) is None:
-        return _text(value, name)
-    messages = tuple(_messages(value, name))
+    if as_list(value) is None:
+        return as_text(value, f"column {name!r}")
+    messages = read_messages(value, name)
     if not messages:
         raise RowError("no prompt", f"column {name!r} holds an empty list of messages")
     return messages
 
 
 def _join_steps(steps: tuple[str, ...] | None, answer: str, columns: Columns) -> str:
-    # An `answer` with reasoning before its "####" is the whole trace: the steps are then found inside it.
-    if answer.partition(HASHES)[0].strip() and HASHES in answer:
-        return answer
+    reasoning, mark, _ = answer.partition(HASHES)
+    if mark and reasoning.strip():
+        return answer  # it is the whole trace: the steps are then found inside it
     if steps is None:
         raise RowError("no completion", f"column {columns.steps!r} is empty and there is no completion column")
     return "\n".join([*steps, answer] if answer.strip() else steps)
@@ -283,95 +242,27 @@ def _join_steps(steps: tuple[str, ...] | None, answer: str, columns: Columns) ->
 
 def _read_steps(row: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
     value = row.get(name)
-    if value is None:
-        return None
-    items = _as_list(value)
+    items = () if value is None else as_list(value)
     if items is None:
-        raise RowError("wrong type", f"column {name!r} holds {_kind(value)}, expected a list of text")
-    for number, item in enumerate(items, 1):
-        if not isinstance(item, str):
-            raise RowError("wrong type", f"item {number} of column {name!r} holds {_kind(item)}, expected text")
-    return tuple(items) or None
+        raise wrong_type(f"column {name!r}", value, "a list of text")
+    return tuple(as_text(item, f"item {number} of column {name!r}") for number, item in enumerate(items, 1)) or None
 
 
 def _answer_text(value: Any, name: str) -> str:
     """Numbers are read as they would be written in a trace: 204, 0.5, and 18.0 as 18."""
-    if value is None or isinstance(value, str):
-        return value or ""
     if not _may_be_answer(value):
-        raise RowError("wrong type", f"column {name!r} holds {_kind(value)}, expected text")
-    if isinstance(value, float | np.floating):
-        return "" if not math.isfinite(value) else str(int(value)) if float(value).is_integer() else str(value)
+        raise wrong_type(f"column {name!r}", value, "text")
+    if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
     return str(value)
 
 
-def _split_chat(value: Any, column: str) -> tuple[tuple[dict[str, str], ...], str]:
-    """The messages before the last one, and the text of the last one, which must be the assistant's."""
-    messages = _messages(value, column)
-    if not messages or messages[-1]["role"] != "assistant":
-        last = f"ends with a message of role {messages[-1]['role']!r}" if messages else "holds no message"
-        raise RowError("no completion", f"column {column!r} {last}, expected 'assistant'")
-    content = messages[-1]["content"]
-    thoughts = (_as_list(value) or [{}])[-1].get("reasoning_content")
-    if isinstance(thoughts, str) and thoughts.strip() and "<think>" not in content:
-        # As the chat templates of reasoning models render the field.
-        content = "<think>\n" + thoughts.strip("\n") + "\n</think>\n\n" + content
-    return tuple(messages[:-1]), content
-
-
-def _messages(value: Any, column: str) -> list[dict[str, str]]:
-    items = _as_list(value)
-    if items is None:
-        raise RowError("wrong type", f"column {column!r} holds {_kind(value)}, expected a list of messages")
-    return [_message(item, f"message {number} of column {column!r}") for number, item in enumerate(items, 1)]
-
-
-def _message(item: Any, where: str) -> dict[str, str]:
-    if not isinstance(item, Mapping):
-        raise RowError("wrong type", f"{where} holds {_kind(item)}, expected role and content")
-    role = item.get("role") if item.get("role") is not None else item.get("from")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise RowError("unsupported role", f"{where} has role {role!r}, expected system, user or assistant")
-    if item.get("tool_calls"):
-        raise RowError("unsupported content", f"tool calls in {where}")
-    content = item.get("content") if item.get("content") is not None else item.get("value")
-    parts = _as_list(content)
-    if parts is not None:
-        content = "".join(_part(part, where) for part in parts)
-    if not isinstance(content, str):
-        raise RowError("wrong type", f"{where} holds {_kind(content)}, expected text")
-    return {"role": _ROLES[role], "content": content}
-
-
-def _part(part: Any, where: str) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-    text = part.get("text") if isinstance(part, Mapping) else None
-    if kind != "text" or not isinstance(text, str):
-        name = "text parts without text" if kind == "text" else f"{str(kind).removesuffix('_url')} parts"
-        raise RowError("unsupported content", f"{name} in {where}, expected text")
-    return text
-
-
-def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise RowError("wrong type", f"column {column!r} holds {_kind(value)}, expected text")
-    return value
-
-
-def _check_unicode(text: _Prompt, whose: str) -> None:
-    for part in [text] if isinstance(text, str) else [message["content"] for message in text]:
-        if bad := _SURROGATE.search(part):
-            code = f"U+{ord(bad.group()):04X}"
-            raise RowError("not valid Unicode", f"lone surrogate {code} at character {bad.start()} of the {whose}")
-
-
-def _as_list(value: Any) -> Sequence[Any] | None:
-    if isinstance(value, np.ndarray):  # rows of a dataset in numpy format, or of a pandas frame
-        value = value.tolist()
-    return value if isinstance(value, list | tuple) else None
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else type(value).__name__
+def _check_unicode(text: str, whose: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        detail = f"lone surrogate {code} at character {error.start} of the {whose}"
+        raise RowError("not valid Unicode", detail) from error

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hf_curate.runs.local import AnyScorer
 
 BINS = 40
+ROLES = ("prompt", "completion", "answer", "steps", "messages")
 OVERLAP_ROWS = 1000
 """Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
 
@@ -395,7 +396,10 @@ def _command(
     model, settings = record.get("model") or {}, record.get("settings") or {}
     if record.get("class"):
         shown = {k: v for k, v in settings.items() if k in ("alpha", "history", "target", "proxy") and v is not None}
-        shown |= {k: v for k, v in (settings.get("columns") or {}).items() if v is not None and k != "level"}
+        shown |= {
+            role: name for role, name in (settings.get("columns") or {}).items() if role in ROLES and name is not None
+        }
+        shown |= {"dtype": model["dtype"]} if model.get("dtype") else {}
         arguments = [repr(model.get("id")), *([f"revision={model['sha']!r}"] if model.get("sha") else [])]
         arguments += [
             f"{name}={tuple(value) if isinstance(value, list) else value!r}" for name, value in shown.items()

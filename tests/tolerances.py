@@ -21,7 +21,8 @@ CONFIDENT = 1e-4
 
 BFLOAT16_GRAM = 0.15
 BFLOAT16_LOSS = 0.03
-"""bfloat16 model against the same rounded weights in float32, norm-wise. Activations carry 8 bits: about 1 % an operation."""
+"""bfloat16 model against the same rounded weights in float32, norm-wise. Activations carry 8 bits: about 1 % an
+operation."""
 
 GRAM_ROUTE = 1e-6
 """Cosines from the Gram matrix against cosines of explicit vectors, float64, away from cancelling sums."""

@@ -1,7 +1,7 @@
 """A model of under a million parameters and 800 reasoning traces, some damaged on purpose: all of it runs offline.
 
-``world`` makes the traces, ``make_data`` wrote ``traces.parquet`` and ``train`` wrote the folder ``model``; its
-``training.json`` records how.
+``world`` makes the traces, ``make_data`` wrote ``traces.parquet`` and ``train`` wrote the folder ``arithmetic-0.8m``;
+its ``training.json`` records how.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MODEL: Path = Path(__file__).parent / "model"
+MODEL: Path = Path(__file__).parent / "arithmetic-0.8m"
 TRACES: Path = Path(__file__).parent / "traces.parquet"
 
 

@@ -17,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_curate.errors import ModelError
+from hf_curate.gradients.exact import is_linear
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def last_block(decoder: nn.Module) -> nn.Module:
@@ -42,11 +39,11 @@ def tapped_layers(decoder: nn.Module) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {}
     for name, module in block.named_modules():
         in_attention = name.split(".")[0] in _ATTENTION
-        if _is_linear(module) and (not in_attention or name.split(".")[-1] in _ATTENTION_OUTPUT):
+        if is_linear(module) and (not in_attention or name.split(".")[-1] in _ATTENTION_OUTPUT):
             layers[name] = module
-    kinds = {name.split(".")[0] in _ATTENTION for name in layers}
+    mixing = [name for name in layers if name.split(".")[0] in _ATTENTION]
     fused = [name for name, p in block.named_parameters() if p.dim() == 3]
-    if kinds != {True, False} or fused:
+    if len(mixing) != 1 or len(layers) == 1 or fused:
         found = ", ".join([*layers, *fused]) or "none"
         raise ModelError(
             "proxy='last' needs the attention output and the MLP as linear layers; in the last "
@@ -73,8 +70,8 @@ class Taps:
         upstream = torch.zeros_like(hidden).flatten(0, 1)
         upstream[where.to(hidden.device)] = signals.to(hidden)
         grads = torch.autograd.grad(hidden, list(self.outputs.values()), upstream.view_as(hidden))
-        return [
-            (self.inputs[name].flatten(0, 1)[where.to(grad.device)], grad.flatten(0, 1)[where.to(grad.device)])
+        return [  # some blocks (OPT's) flatten the positions themselves: the width is what stays
+            (self.inputs[name].flatten(0, -2)[where.to(grad.device)], grad.flatten(0, -2)[where.to(grad.device)])
             for name, grad in zip(self.outputs, grads, strict=True)
         ]
 
@@ -92,12 +89,13 @@ def tap(decoder: nn.Module) -> Iterator[Taps]:
 
         return record
 
+    layers = tapped_layers(decoder)
     asked = [(p, p.requires_grad) for p in decoder.parameters()]
-    for parameter, _ in asked:
-        parameter.requires_grad_(False)
-    for name, layer in tapped_layers(decoder).items():
-        handles.append(layer.register_forward_hook(hook(name)))
     try:
+        for parameter, _ in asked:
+            parameter.requires_grad_(False)
+        for name, layer in layers.items():
+            handles.append(layer.register_forward_hook(hook(name)))
         yield taps
     finally:
         for handle in handles:

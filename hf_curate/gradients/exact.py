@@ -1,12 +1,17 @@
-"""Gradients of segment losses by plain autograd: slow, and the measure of everything else.
+"""Gradients of segment losses over a stated parameter set: slow, and the measure of everything else.
 
-The parameter set is always named, because the ranking of proxies changes with it:
-"linear" is every linear weight inside the model except the LM head and embeddings, "all" is every parameter.
+The parameter set is always named, because the ranking of proxies changes with it: "linear" is the weight of every
+linear layer except the LM head, "all" is every parameter.
+
+"linear" copies the row once per segment, runs one forward and one backward, and forms the weight gradients b^T a of
+one layer at a time, so that it fits beside a real model. "all", and layers that do not see every token once
+(experts), go through plain autograd, one backward per segment, and keep as many gradients as there are segments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +21,15 @@ from hf_curate.errors import ModelError
 PARAMETER_SETS = ("linear", "all")
 
 
-def parameters_of(model: nn.Module, parameters: str = "linear") -> dict[str, nn.Parameter]:
-    """Name -> parameter of the set, floating point only; tied weights once."""
-    if parameters not in PARAMETER_SETS:
-        raise ModelError(f"parameters={parameters!r} is not one of {', '.join(map(repr, PARAMETER_SETS))}.")
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    shared = {id(p) for p in head.parameters()} if head is not None else set()
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
-    packed = [name for name, p in model.named_parameters() if id(p) in linear and not p.is_floating_point()]
-    if packed:
-        raise ModelError(
-            f"exact gradients need floating point weights, and {type(model).__name__} has quantised ones ({packed[0]}, ...): "
-            "audit with the model loaded without quantization_config."
-        )
-    chosen = {
-        name: p
-        for name, p in model.named_parameters()
-        if p.is_floating_point() and (parameters == "all" or (id(p) in linear and id(p) not in shared))
-    }
-    if not chosen:
-        raise ModelError(f"{type(model).__name__} has no floating point parameter in the set {parameters!r}.")
-    return chosen
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, or GPT-2's Conv1D: a weight that maps the last dimension."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def exact_gram(
     model: nn.Module, input_ids: Tensor, spans: Sequence[Sequence[int]], parameters: str = "linear"
 ) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the gradients of mean segment losses, one backward per segment.
+    """Gram matrix of the gradients of mean segment losses over a parameter set.
 
     Args:
         model: a causal LM that returns `.logits`.
@@ -51,34 +38,128 @@ def exact_gram(
         parameters: "linear" or "all".
 
     Returns:
-        gram [S, S] and the losses [T] of all labels (position 0 has none: NaN), in float32 or wider. Keeps S
-        gradients of the parameter set in memory.
+        gram [S, S] and the losses [T] of all labels (position 0 has none: NaN), in float32 or wider.
     """
+    if parameters not in PARAMETER_SETS:
+        raise ModelError(f"parameters={parameters!r} is not one of {', '.join(map(repr, PARAMETER_SETS))}.")
+    layers = _linear_layers(model)
+    found = _gram_by_layer(model, layers, input_ids, spans) if parameters == "linear" else None
+    return found if found is not None else gram_by_autograd(model, input_ids, spans, parameters)
+
+
+def parameters_of(model: nn.Module, parameters: str) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the set, floating point only; tied weights once."""
+    linear = {id(layer.weight) for layer in _linear_layers(model)}
+    chosen = {
+        name: p
+        for name, p in model.named_parameters()
+        if p.is_floating_point() and (parameters == "all" or id(p) in linear)
+    }
+    if not chosen:
+        raise ModelError(f"{type(model).__name__} has no floating point parameter in the set {parameters!r}.")
+    return chosen
+
+
+def gram_by_autograd(
+    model: nn.Module, input_ids: Tensor, spans: Sequence[Sequence[int]], parameters: str
+) -> tuple[Tensor, Tensor]:
+    """As `exact_gram`, by one backward per segment; keeps the gradients of all segments."""
     chosen = parameters_of(model, parameters)
-    asked = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        for parameter, _ in asked:
-            parameter.requires_grad_(False)
-        for parameter in chosen.values():
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            logits = model(input_ids=input_ids[None], use_cache=False).logits[0]
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            losses = nn.functional.cross_entropy(logits[:-1], input_ids[1:], reduction="none")
-            gradients = []
-            for index, span in enumerate(spans):
-                where = torch.tensor([position - 1 for position in span], device=losses.device)
-                keep = index + 1 < len(spans)
-                loss = losses[where].mean()
-                gradients.append(
-                    torch.autograd.grad(loss, list(chosen.values()), retain_graph=keep, allow_unused=True)
-                )
-    finally:
-        for parameter, before in asked:
-            parameter.requires_grad_(before)
+    with _only(model, chosen.values()), torch.enable_grad():
+        losses = _losses(model, input_ids[None])[0]
+        gradients = []
+        for index, span in enumerate(spans):
+            loss = losses[_before(span, losses)].mean()
+            keep = index + 1 < len(spans)
+            gradients.append(torch.autograd.grad(loss, list(chosen.values()), retain_graph=keep, allow_unused=True))
     gram = losses.new_zeros(len(spans), len(spans))
     for parameter in zip(*gradients, strict=True):  # one at a time: a float32 dot product over all of them loses 2e-4
         if parameter[0] is not None:
             rows = torch.stack([gradient.flatten().to(losses.dtype) for gradient in parameter])
             gram += rows @ rows.T
-    return gram, torch.cat([losses.new_full((1,), float("nan")), losses.detach()])
+    return gram, _shifted(losses)
+
+
+def _gram_by_layer(
+    model: nn.Module, layers: Sequence[nn.Module], input_ids: Tensor, spans: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor] | None:
+    """Segment s has its own copy of the row; None if a layer did not see every token exactly once."""
+    copies = input_ids.expand(len(spans), -1)
+    calls = [0] * len(layers)
+    plain = True
+    grams: list[Tensor] = []
+
+    def hook(index: int):
+        def record(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal plain
+            inputs = args[0].detach()
+            calls[index] += 1
+            plain = plain and inputs.shape[:2] == copies.shape
+            if not output.requires_grad:
+                output.requires_grad_()
+            if plain:
+                output.register_hook(lambda gradient: grams.append(_weight_gram(inputs, gradient)))
+
+        return record
+
+    handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(layers)]
+    try:
+        with _only(model, ()), torch.enable_grad():
+            losses = _losses(model, copies)
+            if not plain or set(calls) != {1}:
+                return None
+            total = torch.stack([losses[s, _before(span, losses)].mean() for s, span in enumerate(spans)]).sum()
+            total.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    gram = torch.stack([part.to(losses.device) for part in grams]).sum(dim=0)
+    return gram, _shifted(losses[0])
+
+
+def _weight_gram(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """inputs a [S, T, i], output gradients b [S, T, o] -> [S, S] inner products of the weight gradients b^T a."""
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    rows = (outputs.to(dtype).transpose(1, 2) @ inputs.to(dtype)).flatten(1)
+    return rows @ rows.T
+
+
+def _linear_layers(model: nn.Module) -> list[nn.Module]:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    layers = [module for module in model.modules() if is_linear(module) and module is not head]
+    packed = [layer for layer in layers if not layer.weight.is_floating_point()]  # type: ignore[operator]
+    if packed:
+        raise ModelError(
+            f"exact gradients need floating point weights, and {type(model).__name__} has quantised ones "
+            f"({type(packed[0]).__name__}, ...): audit with the model loaded without quantization_config."
+        )
+    return layers
+
+
+@contextmanager
+def _only(model: nn.Module, chosen: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within it exactly the chosen parameters take gradients; afterwards everything is as before."""
+    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    kept = {id(parameter) for parameter in chosen}
+    try:
+        for parameter, _ in asked:
+            parameter.requires_grad_(id(parameter) in kept)
+        yield
+    finally:
+        for parameter, before in asked:
+            parameter.requires_grad_(before)
+
+
+def _losses(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """[B, T] ids -> [B, T-1] losses of the labels from position 1 on, in float32 or wider."""
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return nn.functional.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+
+
+def _before(span: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor([position - 1 for position in span], device=like.device)
+
+
+def _shifted(losses: Tensor) -> Tensor:
+    return torch.cat([losses.new_full((1,), float("nan")), losses.detach()])

@@ -38,7 +38,7 @@ def factored_gram(
         block = max(1, byte_budget // (2 * len(a) * a.element_size()))
         for start in range(0, len(a), block):
             part = slice(start, start + block)
-            gram += mean[:, part] @ (((a[part] @ a.T) * (b[part] @ b.T)) @ mean.T)
+            gram += mean[:, part] @ ((a[part] @ a.T).mul_(b[part] @ b.T) @ mean.T)
     if gram is None:
         raise ValueError("no layer given")
     return (gram + gram.T) / 2

@@ -98,21 +98,21 @@ def _bytes_per_token(head: Head) -> int:
     return head.vocabulary * (narrow + wide * (3 if head.softcap is not None else 1))
 
 
-def _chunks(segments: Segments, tokens: int, chunk: int, room: int) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """(start, stop, first membership, last membership, first segment, last segment), each within `room` segments."""
+def _chunks(segments: Segments, tokens: int, chunk: int, room: int) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, first membership, last membership) of runs of tokens that touch at most `room` segments each."""
     owner, segment = segments.tokens.tolist(), segments.segments.tolist()
     start, member = 0, 0
     while start < tokens:
-        stop, end, low, high = start, member, segments.count, -1
+        stop, end, touched = start, member, set()
         while stop < tokens and stop - start < chunk:
-            after, lo, hi = end, low, high
+            after = end
             while after < len(owner) and owner[after] == stop:
-                lo, hi = min(lo, segment[after]), max(hi, segment[after])
                 after += 1
-            if hi - lo >= room and stop > start:
+            wider = touched.union(segment[end:after])
+            if len(wider) > room and stop > start:
                 break
-            end, low, high, stop = after, lo, hi, stop + 1
-        yield start, stop, member, end, low, high
+            end, touched, stop = after, wider, stop + 1
+        yield start, stop, member, end
         start, member = stop, end
 
 
@@ -137,35 +137,35 @@ def pooled_signals(
     losses = torch.empty(count, dtype=head.accumulate, device=hidden.device)
     wide = gradients.element_size()
     chunk = max(1, byte_budget // 2 // _bytes_per_token(head))
-    room = max(2, min(segments.count, byte_budget // 4 // (head.vocabulary * wide)))
-    pooled = torch.zeros(
-        min(room, max(1, segments.count)), head.vocabulary, dtype=head.accumulate, device=hidden.device
-    )
-    base, used = 0, 0
+    most = int(torch.bincount(segments.tokens).max()) if len(segments.tokens) else 0  # segments that share one token
+    room = max(most, min(segments.count, byte_budget // 4 // (head.vocabulary * wide)), 1)
+    pooled = torch.zeros(room, head.vocabulary, dtype=head.accumulate, device=hidden.device)
+    rows: dict[int, int] = {}  # segment -> its row of `pooled`
 
     def flush() -> None:
-        nonlocal used
-        if used:
-            gradients[base : base + used] += head.back(pooled[:used], byte_budget // 4)
-            pooled[:used].zero_()
-            used = 0
+        if rows:
+            where = torch.tensor(list(rows), device=hidden.device)
+            gradients[where] += head.back(pooled[: len(rows)], byte_budget // 4)
+            pooled[: len(rows)].zero_()
+            rows.clear()
 
-    for start, stop, first, last, low, high in _chunks(segments, count, chunk, len(pooled)):
+    for start, stop, first, last in _chunks(segments, count, chunk, room):
         part = _residuals(head, hidden, labels, start, stop)
         losses[start:stop] = part.losses
-        if high < 0:
+        if first == last:
             continue
-        if used and (high - base >= len(pooled) or low < base):
+        owners = segments.segments[first:last].tolist()
+        if len(rows.keys() | set(owners)) > room:
             flush()
-        if not used:
-            base = low
-        used = max(used, high - base + 1)
-        where = (segments.segments[first:last] - base).to(hidden.device)
+        for owner in owners:
+            rows.setdefault(owner, len(rows))
+        row = torch.tensor([rows[owner] for owner in owners], device=hidden.device)
+        low, high = int(row.min()), int(row.max())
         token = (segments.tokens[first:last] - start).to(hidden.device)
         member = torch.zeros(high - low + 1, stop - start, dtype=head.accumulate, device=hidden.device)
-        member[where - (low - base), token] = 1.0
-        pooled[low - base : high - base + 1].addmm_(member * part.scale, part.mass)
-        pooled.index_put_((where, labels[start:stop][token]), -part.label_mass[token], accumulate=True)
+        member[row - low, token] = 1.0
+        pooled[low : high + 1].addmm_(member * part.scale, part.mass)
+        pooled.index_put_((row, labels[start:stop][token]), -part.label_mass[token], accumulate=True)
     flush()
     return gradients / segments.sizes().clamp(min=1).to(gradients)[:, None], losses
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hf_curate")
 
 SHARD_BYTES = 500 * 2**20
+TITLE = "Curated reasoning data"
+"""Heading of a README that is new; one that is there keeps its own."""
 
 
 def save(selection: Selection, folder: Path, config_name: str, split: str) -> Path:
@@ -32,7 +34,7 @@ def save(selection: Selection, folder: Path, config_name: str, split: str) -> Pa
     before = readme.read_bytes().decode("utf-8") if readme.is_file() else None
     plots, images = _plots(manifest, config_name, split)
     card = Card(manifest, plots)
-    text, notes = merge_readme(before, manifest, card=card, title=None)
+    text, notes = merge_readme(before, manifest, card=card, title=TITLE)
     own = folder / config_name
     own.mkdir(parents=True, exist_ok=True)
     written = _write_shards(selection.dataset, own, split)

@@ -1,7 +1,7 @@
 """Tiny random decoder-only transformers, one per way of building a block or a head. No network, seeded.
 
-Weights are drawn anew after construction, larger than the libraries' defaults, so that the softmax is far from uniform, norms
-and biases matter, and soft caps bite. The float64 form of a model has the weights of its float32 form.
+Weights are drawn anew after construction, larger than the libraries' defaults, so that the softmax is far from
+uniform, norms and biases matter, and soft caps bite. The float64 form of a model has the weights of its float32 form.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class _KeepDouble(TorchFunctionMode):
         def wide(value: Any) -> Any:
             return torch.float64 if value is torch.float32 else value
 
-        kwargs = {name: wide(value) for name, value in (kwargs or {}).items()}
-        return func(*args, **kwargs) if func is not Tensor.float else args[0].double()
+        if func is Tensor.float:
+            return args[0].double()
+        return func(*map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()})
 
     @staticmethod
     def around(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,8 +55,8 @@ class _Tokenizer:
 class Species:
     """How to build one model: its class, its config, and the names of the weights that `last` is defined by.
 
-    head_gain: standard deviation of the logits before any scale or cap, about; last: names within the last block, () if
-    the proxy is refused.
+    head_gain: standard deviation of the logits before any scale or cap, about; last: names within the last block, ()
+    if the proxy is refused.
     """
 
     model: str
@@ -80,6 +81,7 @@ _COMMON = {
 }
 _HEADS = _COMMON | {"head_dim": 8}
 _PLAIN = {name: value for name, value in _COMMON.items() if name != "num_key_value_heads"}
+_LOOP = {"experts_implementation": "eager"}  # grouped products have no float64
 _GATED = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 ZOO: dict[str, Species] = {
@@ -104,6 +106,7 @@ ZOO: dict[str, Species] = {
         "Gemma3TextConfig",
         _HEADS | {"query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": None},
         _GATED,
+        head_gain=1.0,
     ),
     "granite": Species(
         "GraniteForCausalLM",
@@ -138,7 +141,7 @@ ZOO: dict[str, Species] = {
         ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         block="transformer.h.1",
     ),
-    "phi": Species("PhiForCausalLM", "PhiConfig", _PLAIN, ("self_attn.dense", "mlp.fc1", "mlp.fc2")),
+    "phi": Species("PhiForCausalLM", "PhiConfig", _PLAIN | {"partial_rotary_factor": 1.0}, ("self_attn.dense", "mlp.fc1", "mlp.fc2")),
     "gpt_neox": Species(
         "GPTNeoXForCausalLM",
         "GPTNeoXConfig",
@@ -156,12 +159,12 @@ ZOO: dict[str, Species] = {
         block="model.decoder.layers.1",
     ),
     "mixtral": Species(
-        "MixtralForCausalLM", "MixtralConfig", _COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2}, ()
+        "MixtralForCausalLM", "MixtralConfig", _COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2} | _LOOP, ()
     ),
     "qwen3_moe": Species(
         "Qwen3MoeForCausalLM",
         "Qwen3MoeConfig",
-        _HEADS | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        _HEADS | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16} | _LOOP,
         (),
     ),
 }

@@ -1,0 +1,49 @@
+"""Every test runs offline, in caches of its own, and on one torch thread.
+
+The variables must be set before `datasets` or `huggingface_hub` are imported: they read them once. Subprocesses
+inherit them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+_CACHES = tempfile.mkdtemp(prefix="hf-curate-tests-")
+atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
+
+for _variable in ("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE"):
+    os.environ.pop(_variable, None)
+os.environ |= {
+    "HF_HOME": os.path.join(_CACHES, "home"),
+    "HF_DATASETS_CACHE": os.path.join(_CACHES, "datasets"),
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore:GRACE's authors score with a model:UserWarning")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread() -> Iterator[None]:
+    """Tests share the machine's cores; sums over one thread come out the same everywhere."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
