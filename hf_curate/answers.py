@@ -1,7 +1,7 @@
 """Where the answer of a reasoning trace is: `find_answer` and its markers. Every rule is linear in the trace's length.
 
-In this order: the answer column's text when the trace holds it (last occurrence), the last \\boxed{...}, "#### x",
-"†Answer:", "Final answer:", the text after </think>.
+In this order: the answer column's text when the trace holds it (last occurrence, also inside a step of a trace that
+ends with another answer), the last \\boxed{...}, "#### x", "†Answer:", "Final answer:", the text after </think>.
 """
 
 from __future__ import annotations
@@ -29,20 +29,14 @@ class Found(NamedTuple):
     by: str
 
 
-def find_answer(completion: str, gold: str | None = None) -> tuple[Span, int, str]:
+def find_answer(text: str, gold: str | None = None) -> tuple[Span, int, str]:
     """The span of the answer's text, where its marker starts (at the latest where the text does), and what found it.
 
-    The answer column's text counts wherever it stands, also in a step of a trace that ends with another answer.
     RowError: "no answer".
     """
-    boxes = _boxes(completion)
-    marked = [
-        after_hashes(completion),
-        _after(_DAGGER, "†Answer:", completion),
-        _after(_FINAL, "Final answer:", completion, "*"),
-    ]
-    rules = [_column(completion, gold), *boxes[-1:], *marked, _after_think(completion)]
-    found = next(filter(None, rules), None)
+    boxes = _boxes(text)
+    marked = [after_hashes(text), _after(_DAGGER, "†Answer:", text), _after(_FINAL, "Final answer:", text, "*")]
+    found = next(filter(None, [_column(text, gold), *boxes[-1:], *marked, _after_think(text)]), None)
     if found is None:
         raise RowError(
             "no answer",
@@ -109,20 +103,15 @@ def _boxes(text: str) -> list[Found]:
     return sorted(found, key=lambda box: box.start)
 
 
-# -- the answer column's text ---------------------------------------------------------------------------------------
-
-
 def _column(text: str, gold: str | None) -> Found | None:
     """The last occurrence of `gold` that is not part of a longer word or number.
 
     Searched from the back in the reversed text, since str.find is linear and str.rfind is not. An occurrence that
     overlaps a rejected one is seen for short texts only: for long ones the time would be quadratic.
     """
-    wanted = (gold or "").strip()[::-1]
-    if not wanted:
-        return None
-    backward, size = text[::-1], len(wanted)
-    at = backward.find(wanted)
+    backward, wanted = text[::-1], (gold or "").strip()[::-1]
+    size = len(wanted)
+    at = backward.find(wanted) if wanted else -1
     while at >= 0:
         end = len(text) - at
         if not _goes_on(text, end - size, end):

@@ -25,7 +25,13 @@ MEASURED = {
 }
 """Baselines that rank by a measure of the row: (measure, sign)."""
 
+MOST = 10**18
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_WRITTEN = re.compile(  # commas and underscores only between thousands: "1,5%" must not be read as 15 %
+    r"([+-]?(?:\d{1,3}(?:[,_]\d{3}){1,5}|\d{1,18})(?:\.\d{0,12})?|[+-]?\.\d{1,12})"
+    r"\s*(?:(%)|([kmb]?)\s*(rows?|tokens?)?)",
+    re.ASCII,
+)
 _FORMS = "a share ('20%'), a number of rows (5000 or '5000 rows'), or tokens ('2M tokens')"
 
 
@@ -48,27 +54,37 @@ def parse_budget(budget: Any) -> Budget:
     """'20%', 5000, '5000 rows', '5k', '2M tokens' -> Budget. Raises BudgetError for anything else, and for nothing at
     all."""
     if isinstance(budget, (int, np.integer)) and not isinstance(budget, bool):
-        found = Budget(Decimal(int(budget)), "rows", f"{int(budget)} rows")
+        rows = min(max(int(budget), -1), MOST)
+        found = Budget(Decimal(rows), "rows", f"{rows} rows")
     else:
         found = _parse_text(budget)
-    if found.amount <= 0 or (found.unit == "percent" and found.amount > 100):
+    if found.amount <= 0 or found.amount > (100 if found.unit == "percent" else MOST - 1):
         raise BudgetError(
-            f"budget {budget!r} is out of range: a share is above 0% and at most 100%, a count at least 1."
+            f"budget {_short(budget)} is out of range: a share is above 0% and at most 100%, a count at least 1 and "
+            "below 10^18."
         )
     if found.unit != "percent" and found.amount != found.amount.to_integral_value():
-        raise BudgetError(f"budget {budget!r} is not a whole number of {found.unit}. Give {_FORMS}.")
+        raise BudgetError(f"budget {_short(budget)} is not a whole number of {found.unit}. Give {_FORMS}.")
     return found
+
+
+def _short(budget: Any) -> str:
+    """The budget as it was typed; what nobody types by hand is not repeated in full."""
+    if isinstance(budget, int) and not -MOST <= budget <= MOST:
+        return f"of {budget.bit_length():,} bits"
+    text = repr(budget.item() if isinstance(budget, np.generic) else budget)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _parse_text(budget: Any) -> Budget:
     if not isinstance(budget, str):
         hint = f" Did you mean '{budget * 100:g}%'?" if isinstance(budget, float) and 0 < budget <= 1 else ""
-        raise BudgetError(f"budget {budget!r} cannot be read. Give {_FORMS}.{hint}")
-    text = budget.strip().lower().replace(",", "").replace("_", "")
-    found = re.fullmatch(r"([+-]?(?:\d{1,18}(?:\.\d{0,12})?|\.\d{1,12}))\s*(?:(%)|([kmb]?)\s*(rows?|tokens?)?)", text)
+        raise BudgetError(f"budget {_short(budget)} cannot be read. Give {_FORMS}.{hint}")
+    found = _WRITTEN.fullmatch(budget.strip().lower())
     if found is None:
-        raise BudgetError(f"budget {budget!r} cannot be read. Give {_FORMS}.")
+        raise BudgetError(f"budget {_short(budget)} cannot be read. Give {_FORMS}.")
     number, percent, scale, unit = found.groups()
+    number = number.replace(",", "").replace("_", "")
     if percent:
         return Budget(Decimal(number), "percent", budget.strip())
     amount = Decimal(number) * _UNITS[scale or ""]
@@ -85,7 +101,7 @@ def preference(
     """All rows with a finite score, best first.
 
     Args:
-        scores: [n] float; higher is better, NaN is a row that cannot be selected.
+        scores: [n] float; higher is better, NaN or infinite is a row that cannot be selected.
         strategy: "random" permutes the rows by the seed; "stratified" takes the best of each group in turn, by
             Sainte-Lague (the group of g scored rows gets its s-th row at priority g / (2 s - 1)); everything else
             sorts by score.
@@ -95,7 +111,7 @@ def preference(
         [m] int64 indices; ties in row order.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    valid = np.flatnonzero(~np.isnan(scores))
+    valid = np.flatnonzero(np.isfinite(scores))
     if strategy == "random":
         return valid[np.random.default_rng(seed).permutation(len(valid))]
     best = valid[np.argsort(-scores[valid], kind="stable")]
@@ -112,9 +128,10 @@ def preference(
 
 
 def _codes(groups: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """[n] group numbers in order of first appearance; null is a group of its own."""
+    """[n] group numbers in order of first appearance; null is a group of its own, and so is NaN."""
     seen: dict[Any, int] = {}
-    return np.fromiter((seen.setdefault(group, len(seen)) for group in groups), dtype=np.int64, count=len(groups))
+    keys = (group if group == group else "NaN" for group in groups)  # noqa: PLR0124 (NaN is not itself)
+    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), dtype=np.int64, count=len(groups))
 
 
 def take(order: np.ndarray, budget: Budget, pool: int, tokens: np.ndarray | None = None) -> np.ndarray:
@@ -127,13 +144,30 @@ def take(order: np.ndarray, budget: Budget, pool: int, tokens: np.ndarray | None
             raise BudgetError(
                 f"budget {budget.asked!r} counts tokens, and the scores hold no token column: give a share or rows."
             )
-        total = np.cumsum(np.asarray(tokens)[order].astype(np.int64))
-        return order[: int(np.searchsorted(total, int(budget.amount), side="right"))]
+        paid = np.asarray(tokens, dtype=np.float64)[order]
+        if not np.isfinite(paid).all():
+            raise BudgetError(
+                f"budget {budget.asked!r} counts tokens, and {int((~np.isfinite(paid)).sum()):,} rows with a score "
+                "have no number of tokens: give a share or rows."
+            )
+        fitting = order[: int(np.searchsorted(np.cumsum(paid.astype(np.int64)), int(budget.amount), side="right"))]
+        if len(order) and not len(fitting):
+            raise BudgetError(
+                f"budget {budget.asked!r} pays for no row: the first has {int(paid[0]):,} tokens. "
+                f"Give '{int(paid[0])} tokens' or more."
+            )
+        return fitting
     wanted = budget.rows(pool)
     if wanted > len(order):
         raise BudgetError(
             f"budget {budget.asked!r} asks for {wanted:,} of {pool:,} rows, but only {len(order):,} can be selected "
-            f"(the others have no score or are below min_score). The largest share is "
-            f"'{np.floor(len(order) / max(pool, 1) * 1000) / 10:g}%'."
+            f"(the others have no score or are below min_score). {_largest(len(order), pool)}"
         )
     return order[:wanted]
+
+
+def _largest(rows: int, pool: int) -> str:
+    if not rows:
+        return "Look at why: hf-curate inspect RUN, or the column <name>_error."
+    share = Decimal(1000 * rows // pool) / 10  # rounded down, so that it can be filled
+    return f"Give {rows} rows or fewer" + (f", or '{share:f}%'." if share else ".")

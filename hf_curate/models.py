@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,10 @@ def _digest_files(paths: list[Path]) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _digest_text(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 _folder_digests: dict[tuple, str] = {}
@@ -140,7 +145,9 @@ class ModelSource:
     def digest(self) -> str | None:
         """sha256 of the weights of a folder or a live model, else None. A live model is read again at every call."""
         if self.kind == "folder":
-            return folder_digest(Path(self.name))
+            base = _base_source(self)
+            own = folder_digest(Path(self.name))
+            return own if base is self else _digest_text(own, json.dumps(base.identity(), sort_keys=True))
         return weights_digest(self.live) if self.live is not None else None
 
     @property
@@ -190,6 +197,29 @@ class LanguageModel:
         """
         out = self.decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         return out.to(self.head.weight.device)
+
+    def is_current(self) -> bool:
+        """Whether `head` still is the model's: the weights of a live model may be replaced, cast or moved."""
+        now = _inner(self.model).get_output_embeddings().weight
+        return now.data_ptr() == self.head.weight.data_ptr() and now.dtype == self.head.weight.dtype
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout. A live model that is being trained is left in training mode, module by module."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _inner(model: Any) -> Any:
+    """The causal LM inside a PEFT model, else the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _base_source(source: ModelSource) -> ModelSource:
@@ -347,7 +377,7 @@ def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: t
 
     from hf_curate.gradients.head import check_head, head_of
 
-    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    inner = _inner(model)
     if getattr(inner.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(inner).__name__} is an encoder-decoder model; scores are defined for decoder-only models."
@@ -359,7 +389,7 @@ def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: t
         raise ModelError(
             f"the tokenizer has {len(tokenizer):,} tokens, the model {vocabulary:,} embeddings: they do not match."
         )
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         probe = torch.arange(min(8, vocabulary), device=device)[None]
         logits = inner(input_ids=probe, use_cache=False).logits[0]
         check_head(inner, head, loaded.hidden(probe)[0], logits)

@@ -73,28 +73,24 @@ def detect_columns(
     row = first_row or {}
     if steps is None and "steps" in free and _may_be_steps(row.get("steps")):
         steps = "steps"
-    explicit = any(given[part] is not None for part in ("prompt", "completion", "messages"))
-    level, hashes = "explicit" if explicit else _level(free), False
-    if level in ("messages", "conversations"):
-        messages = level
+    level, hashes = "explicit", False
+    if all(given[part] is None for part in ("prompt", "completion", "messages")):
+        messages = next((name for name in ("messages", "conversations") if name in free), None)
+        paired = {"prompt", "completion"} <= set(free)
+        level = messages or ("prompt+completion" if paired else "aliases")
     if messages is None:
-        # Beside an explicit column, and in pairs, the plain names `prompt` and `completion` beat the aliases.
-        plain = level != "aliases"
+        plain = level != "aliases"  # then the plain names `prompt` and `completion` beat the aliases
         prompt = prompt or _pick("prompt", [n for n in ("prompt", *PROMPT_ALIASES) if n in free], names, plain)
         if completion is None:
-            by_answer = "answer" in (*free, answer)
-            completion, hashes = _find_completion(names, free, row, steps is not None, by_answer, plain)
+            completion, hashes = _find_completion(names, free, row, bool(steps), "answer" in (*free, answer), plain)
     if answer is None and completion != "answer" and "answer" in free and _may_be_answer(row.get("answer")):
         answer = "answer"
     return Columns(level, prompt, completion, answer, steps, messages, hashes)
 
 
 def read_trace(row: Mapping[str, Any], columns: Columns) -> Trace:
-    """Read one row.
-
-    RowError: "wrong type", "empty trace", "no completion", "no prompt", "unsupported role", "unsupported content" or
-    "not valid Unicode".
-    """
+    """Read one row. RowError: "wrong type", "empty trace", "no completion", "no prompt", "unsupported role",
+    "unsupported content" or "not valid Unicode"."""
     steps = _read_steps(row, columns.steps) if columns.steps else None
     answer = _answer_text(row.get(columns.answer), columns.answer) if columns.answer else ""
     prompt, completion = _read_pair(row, columns, steps, answer)
@@ -110,16 +106,11 @@ def read_trace(row: Mapping[str, Any], columns: Columns) -> Trace:
 def prompt_key(row: Mapping[str, Any], columns: Columns) -> str:
     """The prompt as one text, equal for two rows exactly when their prompts are; "" where it cannot be read."""
     try:
-        if columns.messages:
-            prompt = read_messages(row.get(columns.messages), columns.messages)[:-1]
-        else:
-            prompt = _read_prompt(row, columns)
+        chat = columns.messages
+        prompt = read_messages(row.get(chat), chat)[:-1] if chat else _read_prompt(row, columns)
     except RowError:
         return ""
     return prompt if isinstance(prompt, str) else "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in prompt)
-
-
-# -- which columns --------------------------------------------------------------------------------------------------
 
 
 def _check_given(names: Sequence[str], given: Mapping[str, str | None]) -> None:
@@ -131,21 +122,12 @@ def _check_given(names: Sequence[str], given: Mapping[str, str | None]) -> None:
     parts = [f"{part}={given[part]!r}" for part in ("prompt", "completion") if given[part] is not None]
     if given["messages"] is not None and parts:
         raise ColumnsError(
-            f"messages={given['messages']!r} holds prompt and completion already, but {' and '.join(parts)} "
-            f"came with it. Pass messages= alone, or prompt= and completion= without it."
+            f"messages={given['messages']!r} holds prompt and completion already: drop {' and '.join(parts)}."
         )
     if len(parts) == 2 and given["prompt"] == given["completion"]:
         raise ColumnsError(
-            f"{' and '.join(parts)} name one column, so that nothing says where the prompt ends. "
-            f"Pass two of the columns {_listed(names)}."
+            f"{' and '.join(parts)} name one column: nothing says where the prompt ends. Pass two of {_listed(names)}."
         )
-
-
-def _level(free: Sequence[str]) -> str:
-    for name in ("messages", "conversations"):
-        if name in free:
-            return name
-    return "prompt+completion" if "prompt" in free and "completion" in free else "aliases"
 
 
 def _pick(part: str, found: Sequence[str], names: Sequence[str], plain: bool) -> str:
@@ -193,9 +175,6 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "(none)"
 
 
-# -- one row --------------------------------------------------------------------------------------------------------
-
-
 def _read_pair(
     row: Mapping[str, Any], columns: Columns, steps: tuple[str, ...] | None, answer: str
 ) -> tuple[str | Messages, str]:
@@ -225,10 +204,9 @@ def _read_prompt(row: Mapping[str, Any], columns: Columns) -> str | Messages:
     value = row.get(name)
     if as_list(value) is None:
         return as_text(value, f"column {name!r}")
-    messages = read_messages(value, name)
-    if not messages:
-        raise RowError("no prompt", f"column {name!r} holds an empty list of messages")
-    return messages
+    if messages := read_messages(value, name):
+        return messages
+    raise RowError("no prompt", f"column {name!r} holds an empty list of messages")
 
 
 def _join_steps(steps: tuple[str, ...] | None, answer: str, columns: Columns) -> str:
@@ -252,17 +230,14 @@ def _answer_text(value: Any, name: str) -> str:
     """Numbers are read as they would be written in a trace: 204, 0.5, and 18.0 as 18."""
     if not _may_be_answer(value):
         raise wrong_type(f"column {name!r}", value, "text")
-    if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
-        return ""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
+    if isinstance(value, float | np.floating) and not (math.isfinite(value) and value % 1):
+        value = int(value) if math.isfinite(value) else None
+    return "" if value is None else str(value)
 
 
 def _check_unicode(text: str, whose: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        code = f"U+{ord(text[error.start]):04X}"
-        detail = f"lone surrogate {code} at character {error.start} of the {whose}"
+        detail = f"lone surrogate U+{ord(text[error.start]):04X} at character {error.start} of the {whose}"
         raise RowError("not valid Unicode", detail) from error

@@ -3,6 +3,7 @@ how."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 BINS = 40
 ROLES = ("prompt", "completion", "answer", "steps", "messages")
+LARGEST = 1e150
+"""Scores beyond it count as infinite: the variance of larger ones overflows."""
 OVERLAP_ROWS = 1000
 """Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
 
@@ -105,6 +108,8 @@ def select(
     Raises:
         BudgetError: a budget that cannot be read or filled. ColumnsError: no such column.
     """
+    _check_dataset(dataset)
+    budget, min_score, seed = _plain(budget), _plain(min_score), _plain(seed)
     if SOURCE_ROW in dataset.column_names:
         raise ColumnsError(
             f"the dataset already has a column {SOURCE_ROW!r} (is it a selection?): rename it first, "
@@ -113,10 +118,10 @@ def select(
     record, added, column = _of_scorer(dataset, scorer)
     scores = _numbers(dataset, column)
     measures = _measures(dataset, column)
-    _check_strategy(strategy, budget, min_score, group, measures)
+    _check_strategy(strategy, budget, min_score, group, seed, measures)
     eligible = scores if min_score is None else np.where(scores >= min_score, scores, np.nan)
     ranked = _rank_by(strategy, eligible, measures)
-    groups = _column(dataset, group).to_pylist() if group is not None else None
+    groups = _groups(dataset, group) if group is not None else None
     order = preference(ranked, strategy=strategy, groups=groups, seed=seed)
     asked = None if strategy == "threshold" else parse_budget(budget)
     kept = np.sort(order if asked is None else take(order, asked, len(dataset), measures.get("tokens")))
@@ -126,11 +131,12 @@ def select(
         )
     subset = dataset.select(kept).add_column(SOURCE_ROW, kept.astype(np.int64))  # type: ignore[call-arg]
     sources = [name for name in dataset.column_names if name not in added]
+    where = _source(source, dataset, sources)
     manifest = {
         "schema": SCHEMA,
         "config_name": None,
         "split": None,
-        "source": _source(source, dataset, sources),
+        "source": where,
         "rows": _rows(dataset, column, scores, kept, record),
         "selector": _selector(record, column, strategy),
         "model": record.get("model"),
@@ -141,23 +147,43 @@ def select(
         "columns": _column_types(subset, sources, added),
         "digests": {"source_row": digest_indices(kept), "rows": digest_rows(subset, sources)},
         "versions": versions(),
-        "command": _command(record, column, budget, strategy, min_score, group, seed, source),
+        "command": _command(record, column, budget, strategy, min_score, group, seed, where),
         "citations": ["grace"] if record.get("name") == "GRACE" else [],
     }
     return Selection(subset, kept.astype(np.int64), manifest)
+
+
+def _check_dataset(dataset: Any) -> None:
+    from datasets import Dataset
+
+    if not isinstance(dataset, Dataset):
+        raise CurateError(
+            f"select() takes a scored datasets.Dataset, this is a {type(dataset).__name__}. One split of a "
+            "DatasetDict: select(scored['train'], ...); an IterableDataset must be a Dataset first."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as the Python value that the manifest can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _of_scorer(dataset: Dataset, scorer: AnyScorer | str) -> tuple[dict[str, Any], list[str], str]:
     """(record, names of the score columns, column to rank by)."""
     if isinstance(scorer, str):
         record, column = {}, scorer
-        prefix = column.rpartition("_")[0]
+        prefix = _prefix(column)
         known = ("error", "value", "score", "tokens", "loss", "step_scores", "gram", "gram_tokens")
         added = [
             name
             for name in dataset.column_names
             if name == column or (prefix and name in {f"{prefix}_{k}" for k in known})
         ]
+    elif not hasattr(scorer, "record"):
+        raise CurateError(
+            f"the second argument is a {type(scorer).__name__}: pass the scorer that scored the dataset, or the name "
+            "of the column to rank by."
+        )
     else:
         record = scorer.record()
         added = [name for name in scorer.columns if name in dataset.column_names]
@@ -178,36 +204,74 @@ def _column(dataset: Dataset, name: str) -> Any:
 
 
 def _numbers(dataset: Dataset, name: str) -> np.ndarray:
-    """[n] float64 with NaN for null."""
+    """[n] float64 with NaN for null, and for what is not finite: an infinite score says that something overflowed."""
     import pyarrow as pa
 
     array = _column(dataset, name)
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
-    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
-        raise ColumnsError(f"column {name!r} holds {array.type}, and ranking needs numbers.")
-    return np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    if not _is_number(array.type):
+        raise ColumnsError(
+            f"column {name!r} holds {array.type}, and ranking needs numbers: pass the scorer or a column of scores."
+        )
+    numbers = np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+    return np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _groups(dataset: Dataset, name: str) -> list[Any]:
+    groups = _column(dataset, name).to_pylist()
+    if any(isinstance(group, (list, dict)) for group in groups):
+        kind = _type_name(dataset.features[name])
+        raise ColumnsError(f"column {name!r} holds {kind}, and group= needs one value a row: text or a number.")
+    return groups
+
+
+def _prefix(column: str) -> str:
+    """"grace" of "grace_value": what the columns of one scorer have in common; "" where there is none."""
+    return column.rpartition("_")[0]
 
 
 def _measures(dataset: Dataset, column: str) -> dict[str, np.ndarray]:
-    """Measures of the rows that lie beside the score: tokens, loss and steps, where the scorer wrote them."""
+    """Measures of the rows that lie beside the score: tokens, loss and steps, where the scorer wrote them.
+
+    A column that is called alike and holds something else is somebody else's.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    prefix, found = column.rpartition("_")[0], {}
+    prefix, found = _prefix(column), {}
+    types = dataset.data.schema if prefix else pa.schema([])
     for measure in ("tokens", "loss"):
-        if f"{prefix}_{measure}" in dataset.column_names:
-            found[measure] = _numbers(dataset, f"{prefix}_{measure}")
-    if f"{prefix}_step_scores" in dataset.column_names:
-        lengths = pc.list_value_length(_column(dataset, f"{prefix}_step_scores"))  # type: ignore[attr-defined]
+        name = f"{prefix}_{measure}"
+        if name in types.names and _is_number(types.field(name).type):
+            found[measure] = _numbers(dataset, name)
+    name = f"{prefix}_step_scores"
+    if name in types.names and (pa.types.is_list(types.field(name).type) or pa.types.is_large_list(types.field(name).type)):
+        lengths = pc.list_value_length(_column(dataset, name))  # type: ignore[attr-defined]
         found["steps"] = np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.float64)
     return found
 
 
 def _check_strategy(
-    strategy: str, budget: Any, min_score: float | None, group: str | None, measures: Mapping[str, np.ndarray]
+    strategy: str,
+    budget: Any,
+    min_score: float | None,
+    group: str | None,
+    seed: Any,
+    measures: Mapping[str, np.ndarray],
 ) -> None:
     if strategy not in STRATEGIES:
         raise CurateError(f"strategy={strategy!r} is not one of {', '.join(map(repr, STRATEGIES))}.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise CurateError(f"seed={seed!r} is not a whole number from 0 on: seed=0.")
+    if min_score is not None and not (isinstance(min_score, (int, float)) and math.isfinite(min_score)):
+        raise BudgetError(f"min_score={min_score!r} is not a finite number: min_score=0.5, or leave it out.")
     if strategy == "threshold" and (min_score is None or budget is not None):
         raise BudgetError(
             f"strategy='threshold' takes min_score and no budget; got min_score={min_score!r}, budget={budget!r}."
@@ -238,10 +302,11 @@ def _source(source: str | None, dataset: Dataset, columns: list[str]) -> dict[st
 def _rows(
     dataset: Dataset, column: str, scores: np.ndarray, kept: np.ndarray, record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    errors = f"{column.rpartition('_')[0]}_error"
+    errors = f"{_prefix(column)}_error"
     failed: Counter[str] = Counter()
-    if errors in dataset.column_names:
-        failed.update(text.partition(":")[0] for text in _column(dataset, errors).to_pylist() if text)
+    if _prefix(column) and errors in dataset.column_names:
+        reasons = _column(dataset, errors).to_pylist()
+        failed.update(text.partition(":")[0] for text in reasons if text and isinstance(text, str))
     unexplained = int(np.isnan(scores).sum()) - sum(failed.values())
     if unexplained > 0:
         failed["null without a reason"] = unexplained
@@ -258,10 +323,10 @@ def _duplicates(dataset: Dataset, record: Mapping[str, Any]) -> int | None:
     """Rows whose prompt repeats that of an earlier row exactly; None where the columns are not known."""
     from hf_curate.rows import Columns, detect_columns, prompt_key
 
-    asked = dict(record.get("settings", {}).get("columns") or {})
     try:
+        asked = dict((record.get("settings") or {}).get("columns") or {})
         columns = Columns(**asked) if asked.get("level") else detect_columns(dataset.column_names, None, **asked)
-    except (ColumnsError, TypeError):  # TypeError: a foreign scorer's record that says "columns" about something else
+    except (ValueError, TypeError):  # ours, or a foreign scorer's record that says "columns" about something else
         return None
     names = [n for n in (columns.messages, columns.prompt) if n is not None and n in dataset.column_names]
     if not names:
@@ -300,7 +365,7 @@ def _budget(
         "asked": asked.asked if asked else f"min_score {min_score:g}",
         "unit": asked.unit if asked else "min_score",
         "rows": len(kept),
-        "tokens": int(measures["tokens"][kept].sum()) if "tokens" in measures else None,
+        "tokens": _total(measures["tokens"][kept]) if "tokens" in measures else None,
         "min_score": None if min_score is None else float(min_score),
         "threshold": float(scores[kept].min()) if by_score else None,
         "seed": int(seed),
@@ -308,11 +373,16 @@ def _budget(
     }
 
 
+def _total(tokens: np.ndarray) -> int | None:
+    """None where a row has no number of tokens, so that the sum would be too small."""
+    return int(tokens.sum()) if np.isfinite(tokens).all() else None
+
+
 def _summary(scores: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
     scored = scores[np.isfinite(scores)]
     if not len(scored):
         return {"all": None, "kept": None, "histogram": None}
-    edges = np.histogram_bin_edges(scored, bins=BINS)
+    edges = _edges(scored)
     inside = np.zeros(len(scores), dtype=bool)
     inside[kept] = True
     counts = {
@@ -324,6 +394,16 @@ def _summary(scores: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
         "kept": _quantiles(scores[kept][np.isfinite(scores[kept])]),
         "histogram": {"edges": edges.tolist(), **counts},
     }
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """The bins of the histogram; values too close or too far apart for numpy's own get the nearest range that
+    works."""
+    low, high = float(values.min()), float(values.max())
+    room = max(abs(low), abs(high)) * 1e-12
+    if high - low < room:
+        low, high = low - room, high + room
+    return np.histogram_bin_edges(values, bins=BINS, range=(low, high))
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float | int] | None:
@@ -390,12 +470,13 @@ def _command(
     min_score: float | None,
     group: str | None,
     seed: int,
-    source: str | None,
+    source: Mapping[str, Any] | None,
 ) -> str:
     """The Python call that repeats the selection; model and source by what the manifest calls them, never by path."""
     model, settings = record.get("model") or {}, record.get("settings") or {}
     if record.get("class"):
         shown = {k: v for k, v in settings.items() if k in ("alpha", "history", "target", "proxy") and v is not None}
+        shown |= {"split_steps": settings["split_steps"]} if settings.get("split_steps", "auto") != "auto" else {}
         shown |= {
             role: name for role, name in (settings.get("columns") or {}).items() if role in ROLES and name is not None
         }
@@ -414,4 +495,8 @@ def _command(
     call += "".join(
         f", {name}={value!r}" for name, value in options.items() if name == "seed" or value != defaults[name]
     )
+    if source and source["revision"]:
+        place = f"{source['config'] or ''}/{source['split']}" if source["split"] else source["config"]
+        named = f"{source['id']}@{source['sha'] or source['revision']}" + (f":{place}" if place else "")
+        call += f", source={named!r}"
     return "\n".join([*lines, call + ")"])

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from hf_curate.answers import Span, after_hashes, find_answer, strip
@@ -35,29 +35,23 @@ def check_splitter(split: Any) -> None:
     """Raise `CurateError` unless `split` is "auto", a name of `SPLITTERS`, a regex for text, or a callable."""
     names = ["auto", *SPLITTERS]
     listed = ", ".join(names)
-    if isinstance(split, re.Pattern):
-        if not isinstance(split.pattern, str):
-            raise CurateError(
-                f"the splitter {split.pattern!r} is a regex for bytes, expected one for text: drop the b"
-            )
-    elif isinstance(split, str):
-        # A name with a typo is a valid regex that matches nothing: the whole trace would be one step.
-        if split not in names and (near := get_close_matches(split, names, 1, 0.7)):
-            raise CurateError(
-                f"the splitter {split!r} is not one of {listed}. Did you mean {near[0]!r}? "
-                f"If it is a regex, pass re.compile({split!r})."
-            )
-        try:
-            re.compile(split)
-        except re.error as error:
-            raise CurateError(
-                f"the splitter {split!r} is not one of {listed}, and as a regex it does not compile: {error}"
-            ) from error
-    elif not callable(split):
+    if isinstance(split, re.Pattern) and not isinstance(split.pattern, str):
+        raise CurateError(f"the splitter {split.pattern!r} is a regex for bytes, expected one for text: drop the b")
+    if not isinstance(split, str | re.Pattern) and not callable(split):
         raise CurateError(
             f"a splitter cannot be {type(split).__name__} {split!r}: pass one of {listed}, a regex of what stands "
             f"between two steps, or a callable that takes the completion and returns texts or spans"
         )
+    if not isinstance(split, str) or split in names:
+        return
+    unknown = f"the splitter {split!r} is not one of {listed}"
+    # A name with a typo is a valid regex that matches nothing: the whole trace would be one step.
+    if near := get_close_matches(split, names, 1, 0.7):
+        raise CurateError(f"{unknown}. Did you mean {near[0]!r}? If it is a regex, pass re.compile({split!r}).")
+    try:
+        re.compile(split)
+    except re.error as error:
+        raise CurateError(f"{unknown}, and as a regex it does not compile: {error}") from error
 
 
 def find_spans(
@@ -68,21 +62,16 @@ def find_spans(
     split: Splitter = "auto",
     think_open: bool = False,
 ) -> Spans:
-    """Find the steps and the answer of a trace.
-
-    Steps end before the answer's marker, and those that begin at it or later are dropped.
+    """Find the steps and the answer of a trace. Steps end before the answer's marker; later ones are dropped.
 
     Args:
-        completion: The trace.
-        gold: The answer column's text.
         steps: Ready steps, which stand in the completion in this order; with "auto" they come before every rule.
         split: "auto", a name of `SPLITTERS`, a regex of what stands between two steps (as in `re.split`), or a
             callable from the completion to the steps' texts (in order) or spans.
         think_open: Whether the prompt ended with an opened <think>: then the text up to </think> is inside it.
 
-    Raises:
-        RowError: "no answer", "no step", "steps not found" or "splitter failed".
-        CurateError: the splitter is unknown, or a callable returned something that is not texts or spans.
+    RowError: "no answer", "no step", "steps not found" or "splitter failed". CurateError: the splitter is unknown, or
+    a callable returned something that is not texts or spans.
     """
     answer, marker, by = find_answer(completion, gold)
     if split == "auto":
@@ -91,10 +80,8 @@ def find_spans(
         splitter, found = split, _by_rule(split, completion, marker, think_open)
     else:
         check_splitter(split)
-        if callable(split):
-            splitter, raw = "callable", _called(split, completion)
-        else:
-            splitter, raw = "regex", _between(split, completion)
+        splitter = "callable" if callable(split) else "regex"
+        raw = _called(split, completion) if callable(split) else _between(split, completion)
         found = _before(completion, raw, marker)
     if not found:
         raise RowError("no step", f"the splitter {splitter!r} found none before the answer at character {marker}")
@@ -151,12 +138,8 @@ def _think(text: str, think_open: bool = False) -> list[Span]:
 
 
 def _lines(text: str) -> list[Span]:
-    spans, at = [], 0
-    for line in text.splitlines(keepends=True):
-        if not line.isspace():
-            spans.append((at, at + len(line)))
-        at += len(line)
-    return spans
+    bounds = accumulate(map(len, text.splitlines(keepends=True)), initial=0)
+    return [(start, end) for start, end in pairwise(bounds) if not text[start:end].isspace()]
 
 
 def _blank_lines(text: str) -> list[Span]:
@@ -231,9 +214,6 @@ def _strip_tags(text: str, start: int, end: int) -> Span | None:
     return span
 
 
-# -- ready steps, regexes, callables --------------------------------------------------------------------------------
-
-
 def _between(separator: str | re.Pattern[str], text: str) -> list[Span]:
     edges = [0, *(edge for match in re.finditer(separator, text) for edge in match.span()), len(text)]
     return list(zip(edges[::2], edges[1::2], strict=True))
@@ -272,15 +252,11 @@ def _called(split: Callable[[str], Any], text: str) -> list[Span]:
         try:
             start, end = map(operator.index, item)
         except (TypeError, ValueError) as error:
-            raise CurateError(
-                f"the splitter {name} returned {type(result).__name__} with {item!r:.60}, expected a list of texts, "
-                f"or one of (start, end) pairs"
-            ) from error
+            found = f"{type(result).__name__} with {item!r:.60}"
+            raise CurateError(f"the splitter {name} returned {found}, expected texts or (start, end) pairs") from error
         if not at <= start <= end <= len(text):
-            raise CurateError(
-                f"the splitter {name} returned the span ({start}, {end}) after {at}, in a text of {len(text)} "
-                f"characters: spans must be in order, apart, and inside the text"
-            )
+            found = f"the span ({start}, {end}) after {at}, in a text of {len(text)} characters"
+            raise CurateError(f"the splitter {name} returned {found}: spans must be in order, apart, and inside it")
         spans.append((start, end))
         at = end
     return spans

@@ -112,10 +112,10 @@ def _table(traces: Dataset, picked: dict[str, Selection]) -> str:
     share = round(len(next(iter(picked.values()))) / len(damage) * (len(damage) - pool["none"]))
     lines.append(f"\nOf {len(damage)} traces {len(damage) - pool['none']} are damaged, so chance keeps about {share}.")
     lines.append(
-        "Fewer damaged traces is not yet a better training set. This shows what one small model's scores do to damage\n"
-        "put there on purpose, on one dataset and one seed. The model was trained on undamaged traces of the same\n"
-        "kind, which is why its plain loss finds the damage so well. Whether training on the kept rows helps is not\n"
-        "measured here."
+        "Fewer damaged traces is not yet a better training set. This shows what one small model's scores do to\n"
+        "damage put there on purpose, on one dataset and one seed. The model was trained on undamaged traces of\n"
+        "the same kind, which is why its plain loss finds the damage so well. Whether training on the kept rows\n"
+        "helps is not measured here."
     )
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ the layer's input and b_t the gradient of L_t at its output. Taps make those out
 forward records nothing before them, and one backward from the head's inputs reaches every b_t at once.
 
 Covered: blocks whose MLP is made of nn.Linear or GPT-2's Conv1D, sequential or parallel to the attention. Refused by
-name: fused experts, and layer names not listed below.
+name: fused experts, blocks with two attentions, and layer names not listed below.
 """
 
 from __future__ import annotations

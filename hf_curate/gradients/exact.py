@@ -1,7 +1,7 @@
 """Gradients of segment losses over a stated parameter set: slow, and the measure of everything else.
 
 The parameter set is always named, because the ranking of proxies changes with it: "linear" is the weight of every
-linear layer except the LM head, "all" is every parameter.
+linear layer (fused experts and routers too) except the LM head, "all" is every parameter.
 
 "linear" copies the row once per segment, runs one forward and one backward, and forms the weight gradients b^T a of
 one layer at a time, so that it fits beside a real model. "all", and layers that do not see every token once
@@ -43,13 +43,14 @@ def exact_gram(
     if parameters not in PARAMETER_SETS:
         raise ModelError(f"parameters={parameters!r} is not one of {', '.join(map(repr, PARAMETER_SETS))}.")
     layers = _linear_layers(model)
-    found = _gram_by_layer(model, layers, input_ids, spans) if parameters == "linear" else None
+    by_layer = parameters == "linear" and not _fused(model)
+    found = _gram_by_layer(model, layers, input_ids, spans) if by_layer else None
     return found if found is not None else gram_by_autograd(model, input_ids, spans, parameters)
 
 
 def parameters_of(model: nn.Module, parameters: str) -> dict[str, nn.Parameter]:
     """Name -> parameter of the set, floating point only; tied weights once."""
-    linear = {id(layer.weight) for layer in _linear_layers(model)}
+    linear = {id(layer.weight) for layer in _linear_layers(model)} | {id(p) for p in _fused(model)}
     chosen = {
         name: p
         for name, p in model.named_parameters()
@@ -134,6 +135,17 @@ def _linear_layers(model: nn.Module) -> list[nn.Module]:
             f"({type(packed[0]).__name__}, ...): audit with the model loaded without quantization_config."
         )
     return layers
+
+
+def _fused(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of fused experts and of their router: linear maps that no nn.Linear wraps."""
+    return [
+        p
+        for module in model.modules()
+        if any(word in type(module).__name__ for word in ("Expert", "Router"))
+        for name, p in module.named_parameters(recurse=False)
+        if p.dim() > 1 and "bias" not in name
+    ]
 
 
 @contextmanager

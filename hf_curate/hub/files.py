@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_curate.errors import MissingPackageError
-from hf_curate.hub.manifest import check_names, write_manifest
+from hf_curate.errors import CurateError, MissingPackageError
+from hf_curate.hub.manifest import check_names, manifest_bytes, with_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,36 +31,69 @@ def save(selection: Selection, folder: Path, config_name: str, split: str) -> Pa
     check_names(config_name, split)
     manifest = {**selection.manifest, "config_name": config_name, "split": split}
     readme = folder / "README.md"
-    before = readme.read_bytes().decode("utf-8") if readme.is_file() else None
+    before = _text(readme)
     plots, images = _plots(manifest, config_name, split)
     card = Card(manifest, plots)
     text, notes = merge_readme(before, manifest, card=card, title=TITLE)
     own = folder / config_name
-    own.mkdir(parents=True, exist_ok=True)
-    written = _write_shards(selection.dataset, own, split)
-    stale = re.compile(rf"{re.escape(split)}-\d{{5}}-of-\d{{5}}\.parquet")
-    for path in own.iterdir():
-        if stale.fullmatch(path.name) and path.name not in written:
-            path.unlink()
-    write_manifest(manifest, own / f"{split}.manifest.json")
-    for name, image in images.items():
-        (folder / name).write_bytes(image)
-    readme.write_bytes(text.encode("utf-8"))
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        _write_shards(selection.dataset, own, split)
+        _replace(own / f"{split}.manifest.json", manifest_bytes(manifest))
+        for name, image in images.items():
+            _replace(folder / name, image)
+        _replace(readme, text.encode("utf-8"))
+    except OSError as error:
+        raise CurateError(
+            f"{folder.name!r} cannot be written ({type(error).__name__}: {error.strerror}): give another folder."
+        ) from error
     for note in notes:
         logger.warning("%s", note)
     return folder
 
 
-def _write_shards(dataset: Dataset, folder: Path, split: str) -> set[str]:
-    """Each shard is written under a temporary name and renamed, so that a shard that is there is whole."""
+def _text(readme: Path) -> str | None:
+    try:
+        return readme.read_bytes().decode("utf-8") if readme.is_file() else None
+    except UnicodeDecodeError as error:
+        raise CurateError(
+            f"README.md of {readme.parent.name!r} is not UTF-8 (byte {error.start}): convert it first; nothing was "
+            "changed."
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whole or not at all: a README.md that people wrote must not be lost halfway."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
+def _write_shards(dataset: Dataset, folder: Path, split: str) -> None:
+    """All shards are written under temporary names, then the old ones go and the new ones get their names: a shard
+    that is there is whole, and an error while writing leaves what was there."""
+    from datasets.features.features import require_storage_embed
+
     share = len(dataset) / max(1, dataset.data.num_rows)
     shards = max(1, min(len(dataset), math.ceil(dataset.data.nbytes * share / SHARD_BYTES)))
     names = [f"{split}-{index:05d}-of-{shards:05d}.parquet" for index in range(shards)]
-    for index, name in enumerate(names):
-        unfinished = folder / f".{name}"
-        dataset.shard(shards, index, contiguous=True).to_parquet(unfinished)
-        unfinished.replace(folder / name)
-    return set(names)
+    plain = dataset.with_format("arrow")
+    files = any(require_storage_embed(feature) for feature in dataset.features.values())
+    try:
+        for index, name in enumerate(names):
+            shard = plain.shard(shards, index, contiguous=True)
+            if files:
+                shard = shard.map(with_files, batched=True, batch_size=100, keep_in_memory=True)
+            shard.to_parquet(folder / f".{name}")
+        own = re.compile(rf"{re.escape(split)}-\d{{5}}-of-\d{{5}}\.parquet")
+        for path in folder.iterdir():
+            if own.fullmatch(path.name):
+                path.unlink()
+        for name in names:
+            (folder / f".{name}").replace(folder / name)
+    finally:
+        for name in names:
+            (folder / f".{name}").unlink(missing_ok=True)
 
 
 def _plots(manifest: dict, config_name: str, split: str) -> tuple[dict[str, str], dict[str, bytes]]:

@@ -27,6 +27,7 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
         says in what, and `.problems` lists it; the data is what the files hold.
     """
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -39,7 +40,15 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
     if split not in splits:
         raise ManifestError(f"config {config_name!r} has no split {split!r}; it has {', '.join(splits)}.")
     manifest = read_manifest(root / config_name / f"{split}{_SUFFIX}")
-    dataset = load_dataset(str(root), config_name, split=split)
+    try:
+        # The whole path: a bare name such as "json" would be taken for one of the builders of `datasets`.
+        dataset = load_dataset(str(root.resolve()), config_name, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        why = str(error.__cause__ or error).splitlines() or [""]
+        raise ManifestError(
+            f"the files of {config_name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: {why[0][:200]}): "
+            "save the config again."
+        ) from error
     problems = differences(manifest, dataset)  # type: ignore[arg-type]
     if problems:
         warnings.warn(f"{config_name}/{split}: {'; '.join(problems)}.", UserWarning, stacklevel=2)

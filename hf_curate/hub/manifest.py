@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.errors import ConfigNameError, ManifestError
+from hf_curate.errors import ColumnsError, ConfigNameError, ManifestError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +22,17 @@ SOURCE_ROW = "source_row"
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _RESERVED = ("data", "readme.md")
+_NEEDED: dict[str, type] = {
+    "rows.in": int,
+    "rows.kept": int,
+    "columns.source": dict,
+    "digests.source_row": str,
+    "digests.rows": str,
+    "selector.name": str,
+    "budget.asked": str,
+    "baselines": dict,
+}
+"""What loading relies on, and its types; everything else of a foreign manifest is only passed on."""
 
 
 def check_names(config_name: str, split: str) -> None:
@@ -49,10 +60,20 @@ def digest_rows(dataset: Dataset, columns: list[str]) -> str:
     parquet."""
     digest = hashlib.sha256()
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
-        for row in table.to_pylist():  # type: ignore[union-attr]
+        for row in with_files(table).to_pylist():
             digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain).encode())
             digest.update(b"\n")
     return f"sha256:{digest.hexdigest()}"
+
+
+def with_files(table: Any) -> Any:
+    """The table with the bytes of local images and sounds in place of the paths of this machine."""
+    from datasets.table import embed_table_storage
+
+    try:
+        return embed_table_storage(table, remote_files=False)
+    except OSError as error:
+        raise ColumnsError(f"a file that the dataset points to cannot be read: {error}.") from error
 
 
 def _plain(value: Any) -> str:
@@ -93,22 +114,30 @@ def differences(manifest: Mapping[str, Any], dataset: Dataset) -> list[str]:
     return found
 
 
-def write_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as its file holds it."""
+    return (json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Reads and checks the schema. Raises ManifestError with what was found."""
     try:
         manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path.name} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        why = f"{type(error).__name__}: {_short(getattr(error, 'strerror', None) or str(error))}"
+        raise ManifestError(f"{path.name} cannot be read ({why}): save the config again.") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
         raise ManifestError(
             f"{path.name} has the schema {_short(schema)}; this version of hf_curate reads {SCHEMA!r}."
         )
-    missing = [key for key in ("rows", "columns", "digests", "selector", "budget") if key not in manifest]
-    if missing:
-        raise ManifestError(f"{path.name} lacks {', '.join(missing)}.")
+    for place, kind in _NEEDED.items():
+        value: Any = manifest
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ManifestError(
+                f"{path.name} holds {_short(value)} as {place}, where {kind.__name__} is expected: save the config "
+                "again."
+            )
     return manifest

@@ -10,16 +10,16 @@ import numpy as np
 from hf_curate.batches import Example, pad
 from hf_curate.errors import ScoreError
 from hf_curate.gradients.alignment import alignments, step_scores
+from hf_curate.models import evaluating
 from hf_curate.stats import spearman
 
 if TYPE_CHECKING:
+    from hf_curate.models import LanguageModel
     from hf_curate.scorers.grace import GraceScorer
 
 
 def audit(scorer: GraceScorer, dataset: Any, rows: int, *, parameters: str, seed: int) -> dict[str, Any]:
     """See `GraceScorer.audit`."""
-    from hf_curate.gradients.segments import exact_row, segment_grams
-
     chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:rows])
     read = [scorer.reader.read(dataset[int(index)]) for index in chosen]
     examples = [item for item in read if isinstance(item, Example)]
@@ -28,6 +28,15 @@ def audit(scorer: GraceScorer, dataset: Any, rows: int, *, parameters: str, seed
             f"none of the {len(read)} sampled rows can be scored: {read[0] if read else 'the dataset is empty'}"
         )
     model = scorer.load()
+    with evaluating(model.model):
+        return _compare(scorer, model, examples, parameters, seed)
+
+
+def _compare(
+    scorer: GraceScorer, model: LanguageModel, examples: list[Example], parameters: str, seed: int
+) -> dict[str, Any]:
+    from hf_curate.gradients.segments import exact_row, segment_grams
+
     sides: dict[str, dict[str, list[float]]] = {
         side: {"alignment": [], "history": [], "value": []} for side in ("proxy", "exact")
     }

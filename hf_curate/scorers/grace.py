@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from hf_curate.batches import Example, bucket, pad
 from hf_curate.errors import CurateError, RowError
 from hf_curate.gradients.alignment import TARGETS, History, step_scores
-from hf_curate.models import ModelSource, as_dtype, config_dtype, load_config, load_model
+from hf_curate.models import ModelSource, as_dtype, config_dtype, evaluating, load_config, load_model
 from hf_curate.scorers.base import Scorer
 from hf_curate.scorers.traces import TraceReader
 from hf_curate.steps import Splitter
@@ -161,7 +162,8 @@ class GraceScorer(Scorer):
 
     def model_record(self) -> dict[str, Any]:
         config = load_config(self.source)
-        dtype = str(self.dtype).removeprefix("torch.") if self.dtype is not None else config_dtype(config)
+        asked = as_dtype(self.dtype)  # "float", "torch.float32" and torch.float32 are one dtype
+        dtype = config_dtype(config) if asked == "auto" else str(asked).removeprefix("torch.")
         architectures = getattr(config, "architectures", None) or [None]
         if self.source.live is not None:
             dtype = str(self.source.live.dtype).removeprefix("torch.")
@@ -202,7 +204,7 @@ class GraceScorer(Scorer):
 
     def load(self, rank: int | None = None) -> LanguageModel:
         """The model on its device; loaded at the first call, one per process."""
-        if self._loaded is None:
+        if self._loaded is None or (self.source.live is not None and not self._loaded.is_current()):
             self._warn_without_warm_up()
             self._loaded = load_model(
                 self.source,
@@ -235,7 +237,8 @@ class GraceScorer(Scorer):
         ids = pad(examples, model.device)
         spans = [example.spans for example in examples]
         budget = BYTE_BUDGET if model.device.type == "cpu" else 4 * BYTE_BUDGET
-        grams = segment_grams(model, ids, spans, self.proxy, byte_budget=budget)
+        with evaluating(model.model):
+            grams = segment_grams(model, ids, spans, self.proxy, byte_budget=budget)
         return [
             self._row(example, gram.numpy(), losses.numpy())
             for example, (gram, losses) in zip(examples, grams, strict=True)
@@ -338,6 +341,8 @@ class GraceScorer(Scorer):
     def _portable_arguments(self) -> dict[str, Any]:
         arguments = {name: value for name, value in self._arguments.items() if name not in ("device", "batch_tokens")}
         arguments |= self._pinned_model()
+        kwargs = {name: value for name, value in self.model_kwargs.items() if name != "device_map"}
+        arguments["model_kwargs"] = kwargs or None
         if not isinstance(arguments["tokenizer"], (str, Path, type(None))):
             arguments |= {
                 "model": None,
@@ -362,7 +367,7 @@ class GraceScorer(Scorer):
 
 
 def _checked_alpha(alpha: float) -> float:
-    if not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
         raise CurateError(f"alpha={alpha!r} must be a number from 0 to 1 (the authors use 0.7).")
     return float(alpha)
 
@@ -372,9 +377,9 @@ def _checked_history(history: Any) -> History:
         return "uniform"
     if isinstance(history, (tuple, list)) and len(history) == 2:
         kind, value = history
-        if kind == "window" and isinstance(value, int) and value >= 1:
-            return ("window", value)
-        if kind == "ema" and isinstance(value, (int, float)) and 0.0 < value < 1.0:
+        if kind == "window" and isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
+            return ("window", int(value))
+        if kind == "ema" and isinstance(value, Real) and 0.0 < value < 1.0:
             return ("ema", float(value))
     raise CurateError(
         f"history={history!r} must be 'uniform', ('window', W) with W = 1, 2, ..., or ('ema', beta) with 0 < beta < 1."

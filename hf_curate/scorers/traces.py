@@ -63,17 +63,20 @@ class TraceReader:
         return self._latest
 
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
-        """A batch holds a list in every column; a row's chat messages are a list of dicts, so look one level
-        deeper."""
+        """Whether every column holds a list of rows. `Dataset.map` says it by the mapping's type; in a plain mapping
+        a row's chat messages are a list of dicts, so look one level deeper."""
+        from datasets.formatting.formatting import LazyBatch, LazyRow
+
+        if isinstance(rows, (LazyRow, LazyBatch)):
+            return isinstance(rows, LazyBatch)
         names = list(rows)
-        if not names:
+        if not names or not all(_is_list(rows[name]) for name in names):
             return False
         columns = detect_columns(names, None, **self.asked)  # by name only: the first value may be a whole column
-        key = columns.messages or columns.prompt or columns.completion or columns.steps
-        value = rows[key] if key else None
-        if not hasattr(value, "__len__") or isinstance(value, (str, bytes, Mapping)):
-            return False
-        return not any(isinstance(item, Mapping) for item in value)  # type: ignore[union-attr]
+        value = rows[columns.messages or columns.prompt or columns.completion or names[0]]
+        if not len(value):  # a row with an empty chat, or no rows at all
+            return columns.messages is None and not any(len(rows[name]) for name in names)
+        return not any(isinstance(item, Mapping) for item in value)
 
     def read(self, row: Mapping[str, Any]) -> Example | RowError:
         """The row as tokens, or the reason why it cannot be scored."""
@@ -98,6 +101,10 @@ class TraceReader:
         """The settings with the columns that were found in place of those asked for."""
         found = {} if self._latest is None else {"columns": self._latest.record()}
         return {**self.settings(), **found}
+
+
+def _is_list(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping))
 
 
 def splitter_name(split: Splitter) -> str:

@@ -42,6 +42,7 @@ def warm_up(
 ) -> None:
     """Trains a copy of the scorer's model and writes weights, tokenizer and `hf_curate_warm_up.json` to `out`."""
     _check(scorer, out, fraction, method)
+    _check_training(learning_rate, epochs, batch_rows)
     chosen = np.random.default_rng(seed).permutation(len(dataset))[: math.ceil(fraction * len(dataset))]
     read = [scorer.reader.read(dataset[int(index)]) for index in np.sort(chosen)]
     examples = [item for item in read if isinstance(item, Example)]
@@ -52,6 +53,8 @@ def warm_up(
     loaded = _trainable_copy(scorer)
     size = sum(p.numel() for p in loaded.model.parameters())
     method = method or ("full" if size < TINY else "lora")
+    if method == "full" and "bfloat16" in str(loaded.model.dtype):
+        loaded = _widened(loaded)
     model, settings = _with_lora(loaded, scorer.source.commit) if method == "lora" else (loaded.model, {})
     losses = _train(model, loaded, examples, seed, learning_rate, epochs, batch_rows)
     out.mkdir(parents=True, exist_ok=True)
@@ -91,6 +94,13 @@ def _check(scorer: GraceScorer, out: Path, fraction: float, method: str | None) 
         raise CurateError(f"the folder {out.name!r} is not empty: give the warmed-up model a folder of its own.")
 
 
+def _check_training(learning_rate: float, epochs: int, batch_rows: int) -> None:
+    if epochs < 1 or batch_rows < 1 or not 0.0 < learning_rate < float("inf"):
+        raise CurateError(
+            f"learning_rate={learning_rate}, epochs={epochs}, batch_rows={batch_rows}: all three must be above 0."
+        )
+
+
 def _trainable_copy(scorer: GraceScorer) -> LanguageModel:
     import copy
 
@@ -103,10 +113,15 @@ def _trainable_copy(scorer: GraceScorer) -> LanguageModel:
     if scorer.source.live is not None:
         loaded = _ready(copy.deepcopy(loaded.model), loaded.tokenizer, loaded.device)
     if loaded.model.dtype == torch.float16:
-        loaded = _ready(
-            loaded.model.float(), loaded.tokenizer, loaded.device
-        )  # float16 weights cannot take small updates
+        loaded = _widened(loaded)
     return loaded
+
+
+def _widened(loaded: LanguageModel) -> LanguageModel:
+    """In float32: half precision weights cannot take small updates."""
+    from hf_curate.models import _ready
+
+    return _ready(loaded.model.float(), loaded.tokenizer, loaded.device)
 
 
 def _with_lora(loaded: LanguageModel, commit: str | None) -> tuple[Any, dict[str, Any]]:

@@ -150,6 +150,8 @@ ZOO: dict[str, Species] = {
         block="gpt_neox.layers.1",
     ),
     "olmo2": Species("Olmo2ForCausalLM", "Olmo2Config", _COMMON, _GATED),
+    # clips queries, keys and values in place
+    "olmo": Species("OlmoForCausalLM", "OlmoConfig", _COMMON | {"clip_qkv": 2.0}, _GATED),
     "opt": Species(
         "OPTForCausalLM",
         "OPTConfig",
