@@ -91,15 +91,15 @@ def _gram_by_layer(
     grams: list[Tensor] = []
 
     def hook(index: int):
-        def record(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def record(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             nonlocal plain
             inputs = args[0].detach()
             calls[index] += 1
             plain = plain and inputs.shape[:2] == copies.shape
-            if not output.requires_grad:
-                output.requires_grad_()
+            leaf = output if output.requires_grad else output.detach().requires_grad_()
             if plain:
-                output.register_hook(lambda gradient: grams.append(_weight_gram(inputs, gradient)))
+                leaf.register_hook(lambda gradient: grams.append(_weight_gram(inputs, gradient)))
+            return leaf.clone() if leaf.is_leaf else leaf  # some models (OLMo) clip it in place, which no leaf allows
 
         return record
 

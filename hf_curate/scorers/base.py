@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from datasets import Features
 
 FIRST_BATCH = 8
-"""A first batch of this many rows that fails entirely is an error: something is wrong with the settings, not the
-rows."""
+"""A batch of this many rows that fails entirely, before any row was scored, is an error: something is wrong with the
+settings, not the rows."""
 INFERENCE_ROWS = 1000
 """`datasets` fixes the types of a map after this many rows; nulls throughout would lose the run later."""
 
@@ -159,12 +159,12 @@ class Scorer(ABC):
 
     def _watch(self, results: Sequence[dict[str, Any] | RowError]) -> None:
         failed = [result for result in results if isinstance(result, RowError)]
-        first, self._seen = self._seen == 0, self._seen + len(results)
+        self._seen += len(results)
         self._failed += len(failed)
         if self._failed < self._seen:
             return
         self._reasons.update(map(str, failed))
-        if (first and len(results) >= FIRST_BATCH) or self._seen >= INFERENCE_ROWS:
+        if len(results) >= FIRST_BATCH or self._seen >= INFERENCE_ROWS:
             seen, reasons, self._seen, self._failed = self._seen, self._reasons, 0, 0
             self._reasons = Counter()
             raise ScoreError(all_failed(seen, reasons, self.advice()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from zoo import DENSE, ROWS, SPARSE, ZOO, _redraw, batch, build, language_model, ready
 
 from hf_curate.errors import ModelError
+from hf_curate.gradients.head import check_head
 from hf_curate.gradients.segments import segment_grams
 from hf_curate.models import LanguageModel
 
@@ -174,27 +176,19 @@ def test_a_model_that_does_something_unknown_to_its_logits_is_refused_by_name(dt
         ready(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("name", "option"), [("gemma2", "final_logit_softcapping"), ("granite", "logits_scaling"), ("cohere", "logit_scale")]
+    ("name", "missing"),
+    [("gemma2", {"softcap": None}), ("granite", {"scale": 1.0}), ("cohere", {"scale": 1.0}), ("phi", {"bias": None})],
 )
-def test_a_head_whose_option_is_not_read_is_refused(name: str, option: str) -> None:
-    model = copy.deepcopy(build(name, torch.float32))
-    setattr(model.config, option, None)  # the model itself keeps the value it was built with, or cannot run
-    if getattr(model, option, None) is None and name != "granite":
-        frozen = copy.deepcopy(model.config)
-        setattr(frozen, option, getattr(build(name, torch.float32).config, option))
-        forward = model.forward
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            kept, model.config = model.config, frozen
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                model.config = kept
-
-        model.forward = run
+def test_a_head_that_misses_a_part_is_refused(name: str, missing: dict[str, Any], dtype: torch.dtype) -> None:
+    model = language_model(name, dtype)
+    ids, _ = batch()
+    with torch.no_grad():
+        hidden, logits = model.hidden(ids)[0], model.model(input_ids=ids).logits[0]
+    check_head(model.model, model.head, hidden, logits)
     with pytest.raises(ModelError, match="computes its logits in a way"):
-        ready(model)
+        check_head(model.model, replace(model.head, **missing), hidden, logits)
 
 
 @pytest.mark.parametrize("name", SPARSE)

@@ -160,6 +160,15 @@ ZOO: dict[str, Species] = {
         ("self_attn.out_proj", "fc1", "fc2"),
         block="model.decoder.layers.1",
     ),
+    # one norm, attention and MLP in parallel, added in place
+    "falcon": Species(
+        "FalconForCausalLM",
+        "FalconConfig",
+        {name: value for name, value in _PLAIN.items() if name != "intermediate_size"}
+        | {"ffn_hidden_size": 40, "parallel_attn": True, "multi_query": True, "new_decoder_architecture": False},
+        ("self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        block="transformer.h.1",
+    ),
     "mixtral": Species(
         "MixtralForCausalLM", "MixtralConfig", _COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2} | _LOOP, ()
     ),
