@@ -90,11 +90,8 @@ def encode(
     found = find_spans(completion, gold=trace.gold, steps=trace.steps, split=split, think_open=opened)
     text = prompt + completion
     special = isinstance(trace.prompt, str) and not (tokenizer.bos_token and text.startswith(str(tokenizer.bos_token)))
-    try:
-        # `verbose=False`: a row over the model's limit is our error, not a warning of the tokenizer
-        encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-    except UnicodeEncodeError as error:
-        raise RowError("not valid Unicode", f"character {error.start} is a lone surrogate") from error
+    # `verbose=False`: a row over the model's limit is our error, not a warning of the tokenizer
+    encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoding["input_ids"]  # type: ignore[assignment]
     if max_length is not None and len(ids) > max_length:
         raise RowError("too long", f"{len(ids):,} tokens, max_length is {max_length:,}")
@@ -140,9 +137,9 @@ def bucket(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def pad(examples: Sequence[Example], device: torch.device) -> torch.Tensor:
-    """[B, T] token ids, right-padded with 0: under causal attention what stands to the right is never seen."""
+    """[B, T] token ids, right-padded with each row's own last token: causal attention never sees it from the left."""
     import torch
 
     longest = max(len(example.input_ids) for example in examples)
-    rows = [example.input_ids + [0] * (longest - len(example.input_ids)) for example in examples]
+    rows = [ids + ids[-1:] * (longest - len(ids)) for ids in (example.input_ids for example in examples)]
     return torch.tensor(rows, dtype=torch.int64, device=device)

@@ -130,7 +130,7 @@ def preference(
 def _codes(groups: Sequence[Any] | np.ndarray) -> np.ndarray:
     """[n] group numbers in order of first appearance; null is a group of its own, and so is NaN."""
     seen: dict[Any, int] = {}
-    keys = (group if group == group else "NaN" for group in groups)  # noqa: PLR0124 (NaN is not itself)
+    keys = (group if group == group else "NaN" for group in groups)
     return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), dtype=np.int64, count=len(groups))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -45,13 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("hf_curate").setLevel(logging.INFO)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except CurateError as error:
         print(f"hf-curate: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hf-curate: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
+    except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing may be flushed at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_curate.errors import ManifestError, RowError
+from hf_curate.hub.markdown import visible
 
 WIDTH = 100
 
@@ -23,7 +24,9 @@ def inspect_source(source: str, rows: int, columns: dict[str, str | None], split
     first = dataset[0] if len(dataset) else None
     found = detect_columns(dataset.column_names, first, **columns)
     named = ", ".join(
-        f"{role}={value}" for role, value in found.record().items() if isinstance(value, str) and role != "level"
+        f"{role}={_short(value)}"
+        for role, value in found.record().items()
+        if isinstance(value, str) and role != "level"
     )
     parts = [f"{name}: {len(dataset):,} rows\ncolumns: {named} (by {found.level})"]
     parts += [_shown(index, dataset[index], found, split) for index in range(min(rows, len(dataset)))]
@@ -38,7 +41,7 @@ def _shown(index: int, row: dict[str, Any], columns: Any, split: str) -> str:
         trace = read_trace(row, columns)
         spans = find_spans(trace.completion, gold=trace.gold, steps=trace.steps, split=split)
     except RowError as error:
-        return f"row {index}: cannot be scored ({error})"
+        return f"row {index}: cannot be scored ({visible(str(error))})"
     prompt = trace.prompt if isinstance(trace.prompt, str) else json.dumps(trace.prompt, ensure_ascii=False)
     lines = [
         f"row {index}: {len(spans.steps)} steps by {spans.splitter}, answer by {spans.answer_by}",
@@ -76,7 +79,7 @@ def inspect_run(folder: Path) -> str:
         quantiles = ", ".join(f"{q:.0%} {np.quantile(values, q):.3f}" for q in (0.0, 0.05, 0.5, 0.95, 1.0))
         lines.append(f"{run.column}: {len(values):,} scored; {quantiles}")
     lines += [f"not scored: {count:,} x {kind}" for kind, count in failures.most_common()]
-    return "\n".join(lines)
+    return visible("\n".join(lines), keep="\n")
 
 
 def inspect_config(folder: Path, config_name: str | None, split: str | None) -> str:
@@ -99,6 +102,7 @@ def inspect_config(folder: Path, config_name: str | None, split: str | None) -> 
     verdict = (
         "data and manifest agree" if not picked.problems else "DATA AND MANIFEST DIFFER: " + "; ".join(picked.problems)
     )
-    return "\n".join(
+    text = "\n".join(
         [f"{config_name}: {picked!r}", verdict, json.dumps(picked.manifest, indent=2, ensure_ascii=False)]
     )
+    return visible(text, keep="\n")

@@ -114,7 +114,7 @@ class ModelSource:
                 )
             return cls("live", type(model).__name__, live=model)
         text = str(model)
-        if Path(text).expanduser().is_dir():
+        if text and Path(text).expanduser().is_dir():
             if revision:
                 raise ModelError(
                     f"revision={revision!r} was given with the folder {Path(text).name!r}: folders have none."
@@ -171,7 +171,8 @@ def _check_folder(folder: Path) -> None:
     files = {path.name for path in folder.iterdir()}
     if not files & {"config.json", "adapter_config.json"}:
         raise ModelError(f"the folder {folder.name!r} holds no config.json: it is not a transformers model.")
-    if not any(name.endswith(".safetensors") for name in files):
+    adapter = "adapter_config.json" in files
+    if not any(name == "adapter_model.safetensors" if adapter else name.endswith(".safetensors") for name in files):
         pickles = sorted(n for n in files if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
         raise ModelError(
             f"the folder {folder.name!r} holds no safetensors weights"
@@ -252,10 +253,25 @@ def config_dtype(config: Any) -> str:
 
 
 def context_length(config: Any) -> int | None:
-    """Positions the model was made for, or None if the config does not say."""
+    """Positions that rows may have: those the model was made for, or None if the config does not say.
+
+    Rotary tables of the types "longrope" and "dynamic" depend on the longest row of a batch beyond the original
+    length; scores must not, so rows end there.
+    """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     length = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    if batch_dependent_rope(config):
+        rope = getattr(text, "rope_parameters", None) or {}
+        original = rope.get("original_max_position_embeddings")
+        length = original or getattr(text, "original_max_position_embeddings", None) or length
     return int(length) if length else None
+
+
+def batch_dependent_rope(config: Any) -> str | None:
+    """The rotary type whose tables depend on the batch beyond `context_length`, if the model has one."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type")
+    return kind if kind in ("longrope", "dynamic") else None
 
 
 def pick_device(asked: str | torch.device | None, rank: int | None) -> torch.device:
@@ -287,11 +303,15 @@ def load_tokenizer(source: ModelSource, tokenizer: Any = None) -> PreTrainedToke
     if tokenizer is None and source.kind == "live":
         raise ModelError(f"a live {source.name} needs its tokenizer: GraceScorer(model, tokenizer=tokenizer).")
     if tokenizer is None or isinstance(tokenizer, (str, Path)):
-        other = source if tokenizer is None else _tokenizer_source(tokenizer)
+        other = _tokenizer_source(source if tokenizer is None else tokenizer)
         try:
             tokenizer = AutoTokenizer.from_pretrained(other.name, revision=other.commit, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(f"no tokenizer could be loaded from {other.label!r}: {_first_line(error)}") from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without its files
+            raise ModelError(
+                f"{other.label!r} holds no tokenizer: save it there (tokenizer.save_pretrained), or pass tokenizer=."
+            )
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} gives no character offsets, which the spans of steps need: "
@@ -300,7 +320,10 @@ def load_tokenizer(source: ModelSource, tokenizer: Any = None) -> PreTrainedToke
     return tokenizer
 
 
-def _tokenizer_source(tokenizer: str | Path) -> ModelSource:
+def _tokenizer_source(tokenizer: str | Path | ModelSource) -> ModelSource:
+    """Where the tokenizer is; an adapter folder without one has its base's."""
+    if isinstance(tokenizer, ModelSource):
+        return tokenizer if any(Path(tokenizer.name).glob("tokenizer*")) else _base_source(tokenizer)
     folder = Path(tokenizer).expanduser()
     return ModelSource("folder", str(folder.resolve())) if folder.is_dir() else ModelSource.of(str(tokenizer))
 
@@ -313,8 +336,8 @@ def as_dtype(dtype: Any) -> Any:
     """None -> "auto" (the checkpoint's own); "bfloat16", "torch.bfloat16" or a torch.dtype -> torch.dtype."""
     import torch
 
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return "auto" if dtype is None else dtype
+    if dtype is None:
+        return "auto"
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ModelError(f"dtype={dtype!r} is not a floating point dtype: 'float32', 'bfloat16' or 'float16'.")
@@ -354,6 +377,7 @@ def load_model(
 
 
 def _from_pretrained(source: ModelSource, dtype: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     base = _base_source(source)
@@ -361,14 +385,19 @@ def _from_pretrained(source: ModelSource, dtype: Any, kwargs: dict[str, Any]) ->
         model = AutoModelForCausalLM.from_pretrained(
             base.name, revision=base.commit, dtype=dtype, use_safetensors=True, trust_remote_code=False, **kwargs
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{base.label!r} cannot be loaded as a causal LM: {_first_line(error)}") from error
     if base is not source:
         try:
             from peft import PeftModel
         except ImportError as error:
             raise MissingPackageError("peft", "peft", f"the adapter {source.label!r}") from error
-        model = PeftModel.from_pretrained(model, source.name)
+        try:
+            model = PeftModel.from_pretrained(model, source.name)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"the adapter {source.label!r} cannot be loaded onto {base.label!r}: {_first_line(error)}"
+            ) from error
     return model
 
 
@@ -378,6 +407,11 @@ def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: t
     from hf_curate.gradients.head import check_head, head_of
 
     inner = _inner(model)
+    adapters = getattr(model, "peft_config", {}).values()
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
+        raise ModelError(
+            "adapters that put virtual tokens before each row (prompt learning) cannot be scored: use LoRA."
+        )
     if getattr(inner.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(inner).__name__} is an encoder-decoder model; scores are defined for decoder-only models."

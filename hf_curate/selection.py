@@ -233,7 +233,7 @@ def _groups(dataset: Dataset, name: str) -> list[Any]:
 
 
 def _prefix(column: str) -> str:
-    """"grace" of "grace_value": what the columns of one scorer have in common; "" where there is none."""
+    """ "grace" of "grace_value": what the columns of one scorer have in common; "" where there is none."""
     return column.rpartition("_")[0]
 
 
@@ -252,7 +252,9 @@ def _measures(dataset: Dataset, column: str) -> dict[str, np.ndarray]:
         if name in types.names and _is_number(types.field(name).type):
             found[measure] = _numbers(dataset, name)
     name = f"{prefix}_step_scores"
-    if name in types.names and (pa.types.is_list(types.field(name).type) or pa.types.is_large_list(types.field(name).type)):
+    if name in types.names and (
+        pa.types.is_list(types.field(name).type) or pa.types.is_large_list(types.field(name).type)
+    ):
         lengths = pc.list_value_length(_column(dataset, name))  # type: ignore[attr-defined]
         found["steps"] = np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.float64)
     return found
@@ -332,7 +334,8 @@ def _duplicates(dataset: Dataset, record: Mapping[str, Any]) -> int | None:
     if not names:
         return None
     needed = [n for n in vars(columns).values() if isinstance(n, str) and n in dataset.column_names]
-    seen = Counter(prompt_key(row, columns) for row in dataset.select_columns(list(dict.fromkeys(needed))))
+    plain = dataset.select_columns(list(dict.fromkeys(needed))).with_format(None)
+    seen = Counter(prompt_key(row, columns) for row in plain)  # type: ignore[arg-type]
     seen.pop("", None)
     return sum(count - 1 for count in seen.values())
 
@@ -400,7 +403,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
     """The bins of the histogram; values too close or too far apart for numpy's own get the nearest range that
     works."""
     low, high = float(values.min()), float(values.max())
-    room = max(abs(low), abs(high)) * 1e-12
+    room = max(abs(low), abs(high), 1e-290) * 1e-12
     if high - low < room:
         low, high = low - room, high + room
     return np.histogram_bin_edges(values, bins=BINS, range=(low, high))
@@ -426,7 +429,7 @@ def _confounds(
     if overlaps is None:
         return {**found, "overlap": None}
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(np.isfinite(scores)))[:OVERLAP_ROWS]
-    return {**found, "overlap": spearman(scores[rows], overlaps(dataset.select(rows)))}
+    return {**found, "overlap": spearman(scores[rows], overlaps(dataset.select(rows).with_format(None)))}
 
 
 def _baselines(

@@ -1,10 +1,15 @@
-"""Where rows come from: a Hub dataset, a local parquet or JSON file, or a folder laid out as a dataset repo."""
+"""Where rows come from: a Hub dataset, or a local parquet or JSON file; and what records may call it."""
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from hf_curate.errors import CurateError
 from hf_curate.hub.resolve import dataset_commit
@@ -16,33 +21,42 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SPEC = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[^:@\s]+))?(:(?P<config>[^/:\s]*)(/(?P<split>[^/\s]+))?)?"
 )
+_LOCAL = re.compile(r"local (file|folder) (.*)", re.DOTALL)
 FORMS = "'org/name', 'org/name@revision', 'org/name@revision:config/split', or a local .jsonl, .json or .parquet file"
 
 
 def parse(source: str) -> dict[str, str | None]:
     """'id@revision:config/split' -> its parts. Raises CurateError for other text."""
     found = SPEC.fullmatch(source)
-    if found is None:
-        raise CurateError(f"source {source[:60]!r} cannot be read: give {FORMS}.")
+    try:
+        if found is None:
+            raise HFValidationError
+        validate_repo_id(found["id"])
+    except HFValidationError as error:
+        raise CurateError(f"source {source[:60]!r} cannot be read: give {FORMS}.") from error
     return {key: found[key] or None for key in ("id", "revision", "config", "split")}
 
 
 def load_source(source: str) -> tuple[Dataset, str]:
-    """The rows, and how to call where they came from: `id@commit:config/split`, or the path as it was given.
+    """The rows, and what to call where they came from: `id@commit:config/split`, or "local file NAME".
 
     A branch or tag is resolved to a commit first, and exactly that commit is loaded.
     """
-    path = Path(source).expanduser()
-    if path.exists() or path.suffix in FORMATS:
-        return _load_local(path), source
+    path = _path(source)
+    if os.path.exists(path) or path.suffix in FORMATS:
+        return _load_local(path), public_name(source) or source
     parts = parse(source)
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     sha, _ = dataset_commit(str(parts["id"]), parts["revision"] or "main")
     try:
         loaded = load_dataset(str(parts["id"]), parts["config"], revision=sha or parts["revision"])
-    except (OSError, ValueError) as error:  # not found, offline, several configs: the message of datasets names them
-        raise CurateError(f"{source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, DatasetsError) as error:  # not found, offline, several configs: their message says
+        raise CurateError(
+            f"{source} cannot be loaded: {_first_line(error)}. It is not a local file either. Check the name, the "
+            "connection (HF_HUB_OFFLINE=1 forbids it) and, for a private or gated dataset, hf auth login."
+        ) from error
     split = _only([str(split) for split in loaded], parts["split"], source)
     dataset = loaded[split]  # type: ignore[index]
     config = parts["config"] or dataset.info.config_name
@@ -51,12 +65,43 @@ def load_source(source: str) -> tuple[Dataset, str]:
 
 def _load_local(path: Path) -> Dataset:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CurateError(f"{path.name!r} is not a file: give {FORMS}.")
     if path.suffix not in FORMATS:
         raise CurateError(f"{path.name!r} is neither .jsonl, .json nor .parquet: other formats are not read.")
-    return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")  # type: ignore[return-value]
+    if not path.stat().st_size:
+        raise CurateError(f"{path.name!r} is empty: there are no rows to read.")
+    try:
+        return load_dataset(FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train")  # type: ignore[return-value]
+    except (OSError, ValueError, DatasetsError) as error:
+        why = _first_line(error.__cause__ or error)
+        raise CurateError(f"{path.name!r} cannot be read as {path.suffix[1:]}: {why}.") from error
+
+
+def _path(source: str) -> Path:
+    return Path(os.path.expanduser(source))  # unlike Path.expanduser it leaves an unknown user as it is
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def public_name(source: str | None) -> str | None:
+    """What a record may call a source: a Hub name as it is, of a local file or folder its last part and never its
+    path."""
+    if source is None:
+        return None
+    path = _path(source)
+    if stored := _LOCAL.fullmatch(source):
+        kind, place = stored.groups()
+    elif os.path.exists(path) or path.is_absolute() or path.suffix in FORMATS or source.startswith((".", "~", "\\")):
+        kind, place = "folder" if os.path.isdir(path) else "file", os.path.abspath(path)
+    else:
+        return source
+    name = re.split(r"[/\\]", place)[-1]
+    return f"local {kind} {name}"
 
 
 def _only(splits: list[str], asked: str | None, source: str) -> str:
@@ -79,9 +124,9 @@ def source_record(source: str | None, dataset: Dataset) -> dict[str, Any] | None
         return None
     record: dict[str, Any] = dict.fromkeys(("id", "revision", "sha", "config", "split", "license"))
     record |= {"fingerprint": dataset._fingerprint, "columns": None}
-    path = Path(source).expanduser()
-    if path.exists() or path.is_absolute() or source.startswith((".", "~")):
-        return {**record, "id": f"local {'folder' if path.is_dir() else 'file'} {path.name}"}
+    name = str(public_name(source))
+    if _LOCAL.fullmatch(name):
+        return {**record, "id": name}
     parts = parse(source)
     sha, license_name = dataset_commit(str(parts["id"]), parts["revision"] or "main")
     return {**record, **parts, "revision": parts["revision"] or "main", "sha": sha, "license": license_name}

@@ -46,6 +46,12 @@ def test_sharegpt_roles_become_chat_roles():
     assert read({"conversations": CHAT}) == read({"messages": CHAT})
 
 
+def test_fields_that_arrow_filled_with_null_count_as_absent():
+    nulls = {"role": None, "content": None, "tool_calls": None, "reasoning_content": None}
+    turns = [{"from": "human", "value": "?", **nulls}, {"from": None, "value": None, **nulls, **CHAT[2]}]
+    assert read({"messages": turns}) == Trace(({"role": "user", "content": "?"},), CHAT[2]["content"], None, None)
+
+
 def test_conversational_prompt_and_completion_are_read():
     row = {"prompt": CHAT[:2], "completion": CHAT[2:]}
     assert read(row) == Trace(tuple(CHAT[:2]), CHAT[2]["content"], None, None)

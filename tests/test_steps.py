@@ -104,6 +104,7 @@ def test_a_think_tag_that_the_template_opened_counts_as_opened():
     assert find_spans(text).splitter == "blank_lines"
     assert find_spans("<think>\n" + text, think_open=True).splitter == "think"
     assert steps_of("<think>\n" + text, think_open=True) == ["Half is 24.", "Sum is 72."]
+    assert steps_of("a\n\nb</think>c</think>\\boxed{1}", think_open=True) == ["a", "b"]
 
 
 def test_steps_end_before_the_answer_and_none_begins_behind_it():

@@ -7,6 +7,9 @@ import numpy as np
 
 History = str | tuple[str, float]
 TARGETS = ("answer", "steps+answer", "suffix")
+CANCELLED = 1e-3
+"""A sum of gradients whose norm is below this share of the sum of their norms counts as zero: in float32 the rest is
+noise."""
 
 
 def history_weights(steps: int, history: History) -> np.ndarray:
@@ -35,10 +38,20 @@ def _target_weights(tokens: np.ndarray, target: str) -> np.ndarray:
     return weights
 
 
-def _cosines(dots: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """dots / sqrt(own * other), and 0 where a norm is 0 (squared norms; rounding below 0 counts as 0)."""
-    scale = np.sqrt(np.maximum(own, 0.0)) * np.sqrt(np.maximum(other, 0.0))
-    return np.clip(np.divide(dots, scale, out=np.zeros_like(dots), where=scale > 0), -1.0, 1.0)
+def _cosines_with_sums(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[K] cosine of gradient k with the sum of weights[k, j] times gradient j; 0 where either side is 0.
+
+    gram: [N, N]; weights: [K, N], not negative, K <= N. A sum below `CANCELLED` counts as 0: what is left is rounding.
+    """
+    steps = len(weights)
+    mixed = weights @ gram
+    norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    other = np.einsum("kj,kj->k", mixed, weights)
+    floor = CANCELLED * weights @ norms
+    scale = norms[:steps] * np.sqrt(np.maximum(other, 0.0))
+    known = (scale > 0) & (other > floor * floor)
+    dots = mixed[np.arange(steps), np.arange(steps)]
+    return np.clip(np.divide(dots, scale, out=np.zeros(steps), where=known), -1.0, 1.0)
 
 
 def alignments(
@@ -55,13 +68,8 @@ def alignments(
     """
     gram = np.asarray(gram, dtype=np.float64)
     steps = len(gram) - 1
-    own = np.diag(gram)[:steps]
-    toward = _target_weights(np.asarray(tokens, dtype=np.float64), target)
-    mixed = toward @ gram
-    aligned = _cosines(mixed[np.arange(steps), np.arange(steps)], own, np.einsum("kj,kj->k", mixed, toward))
-    past = history_weights(steps, history)
-    mixed = past @ gram[:steps, :steps]
-    consistent = _cosines(np.diag(mixed).copy(), own, np.einsum("kj,kj->k", mixed, past))
+    aligned = _cosines_with_sums(gram, _target_weights(np.asarray(tokens, dtype=np.float64), target))
+    consistent = _cosines_with_sums(gram[:steps, :steps], history_weights(steps, history))
     consistent[:1] = np.nan
     return aligned, consistent
 

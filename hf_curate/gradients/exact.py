@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from hf_curate.errors import ModelError
 
 PARAMETER_SETS = ("linear", "all")
+COPIED_TOKENS = 32_768
+"""Longer rows with many segments are not copied: the activations of the copies would not fit."""
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -43,7 +45,7 @@ def exact_gram(
     if parameters not in PARAMETER_SETS:
         raise ModelError(f"parameters={parameters!r} is not one of {', '.join(map(repr, PARAMETER_SETS))}.")
     layers = _linear_layers(model)
-    by_layer = parameters == "linear" and not _fused(model)
+    by_layer = parameters == "linear" and not _fused(model) and len(input_ids) * len(spans) <= COPIED_TOKENS
     found = _gram_by_layer(model, layers, input_ids, spans) if by_layer else None
     return found if found is not None else gram_by_autograd(model, input_ids, spans, parameters)
 

@@ -58,7 +58,7 @@ def _by_matrices(gram: Tensor, a: Tensor, b: Tensor, segments: Segments, byte_bu
     """The same for long rows: forms the means of b_t (x) a_t, a block of their rows at a time."""
     owner = torch.argsort(segments.segments, stable=True)
     members = segments.tokens[owner].to(a.device).split(segments.sizes().tolist())
-    block = max(1, byte_budget // max(1, segments.count * a.shape[1] * a.element_size()))
+    block = max(1, byte_budget // max(1, 2 * segments.count * a.shape[1] * a.element_size()))
     for start in range(0, b.shape[1], block):
         part = b[:, start : start + block]
         means = a.new_zeros(segments.count, part.shape[1] * a.shape[1])

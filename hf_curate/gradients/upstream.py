@@ -166,6 +166,7 @@ def pooled_signals(
         member[row - low, token] = 1.0
         pooled[low : high + 1].addmm_(member * part.scale, part.mass)
         pooled.index_put_((row, labels[start:stop][token]), -part.label_mass[token], accumulate=True)
+        del part  # before the next chunk is formed
     flush()
     return gradients / segments.sizes().clamp(min=1).to(gradients)[:, None], losses
 
@@ -184,4 +185,5 @@ def token_signals(head: Head, hidden: Tensor, labels: Tensor, byte_budget: int =
         losses[part.start : part.stop] = part.losses
         part.mass.mul_(part.scale[:, None]).scatter_(1, labels[start : part.stop, None], -part.label_mass[:, None])
         signals[part.start : part.stop] = head.back(part.mass, byte_budget // 4)
+        del part
     return signals, losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import warnings
 from pathlib import Path
 
@@ -40,19 +41,25 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
     if split not in splits:
         raise ManifestError(f"config {config_name!r} has no split {split!r}; it has {', '.join(splits)}.")
     manifest = read_manifest(root / config_name / f"{split}{_SUFFIX}")
+    files = [glob.escape(str(path)) for path in sorted((root / config_name).resolve().glob(f"{split}-*.parquet"))]
     try:
-        # The whole path: a bare name such as "json" would be taken for one of the builders of `datasets`.
-        dataset = load_dataset(str(root.resolve()), config_name, split=split)
+        # Not by folder and config: `datasets` keys its cache for folders by their last name and the patterns of the
+        # config, so that it would give what another folder of that name, or this one before, held.
+        dataset = load_dataset("parquet", data_files=files, split="train") if files else None
     except (OSError, ValueError, DatasetsError) as error:
-        why = str(error.__cause__ or error).splitlines() or [""]
+        why = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise ManifestError(
-            f"the files of {config_name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: {why[0][:200]}): "
-            "save the config again."
+            f"the files of {config_name!r}, split {split!r}, cannot be loaded ({why[:200]}): save the config again."
         ) from error
+    if dataset is None:
+        raise ManifestError(
+            f"config {config_name!r} has no files {split}-*.parquet beside its manifest: save the config again."
+        )
     problems = differences(manifest, dataset)  # type: ignore[arg-type]
     if problems:
         warnings.warn(f"{config_name}/{split}: {'; '.join(problems)}.", UserWarning, stacklevel=2)
-    indices = np.asarray(dataset[SOURCE_ROW], dtype=np.int64) if SOURCE_ROW in dataset.column_names else np.arange(0)  # type: ignore[index,union-attr]
+    whole = SOURCE_ROW in dataset.column_names and dataset.features[SOURCE_ROW].dtype == "int64"  # type: ignore[union-attr]
+    indices = np.asarray(dataset.with_format("numpy")[:][SOURCE_ROW]) if whole else np.arange(0)  # type: ignore[index,union-attr]
     return Selection(dataset, indices, manifest, problems)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_curate.errors import CurateError, ScoreError
 from hf_curate.scorers.base import all_failed
+from hf_curate.sources import public_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -75,6 +77,8 @@ def score(
     make = getattr(scorer, "features", None)
     features = make(dataset) if make is not None else Features({**dataset.features, **scorer.columns})
     name = str(scorer.record().get("name", "score"))
+    if dataset.format["type"] is not None:  # scorers read plain values, not tensors or frames
+        dataset = dataset.with_format(None)
     scored = dataset.map(scorer, batched=True, batch_size=batch_rows, features=features, desc=f"scoring ({name})")
     failures = failed_rows(scored, scorer)
     if sum(failures.values()) == len(scored):
@@ -100,18 +104,32 @@ def failed_rows(scored: Dataset, scorer: AnyScorer) -> Counter[str]:
 
 def _check_folder(folder: Path, scorer: AnyScorer, overwrite: bool) -> None:
     """The folder is new, empty, or holds a run of the same scorer (or of another one that may be replaced)."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists():
         return
-    record = folder / RECORD_FILE
-    if not record.is_file():
+    if not folder.is_dir():
+        raise CurateError(f"{folder.name!r} is a file, and out= takes a folder: give the run its own folder.")
+    names = {path.name for path in folder.iterdir()} - {f".{SCORES_FILE}", f".{RECORD_FILE}"}  # of a run that died
+    if not names:
+        return
+    if names == {SCORES_FILE}:
+        if not overwrite:
+            raise CurateError(
+                f"the folder {folder.name!r} holds {SCORES_FILE} and no {RECORD_FILE} (a run that died?): give "
+                "another folder, or overwrite=True (--overwrite)."
+            )
+        return
+    if RECORD_FILE not in names:
         raise CurateError(
             f"the folder {folder.name!r} holds other files and no {RECORD_FILE}: give the run its own folder."
         )
-    before = json.loads(record.read_text("utf-8")).get("scorer", {}).get("identity")
+    try:
+        before = load_record(folder)["scorer"]["identity"]
+    except CurateError:
+        before = "not readable"
     if before != scorer.identity and not overwrite:
         raise CurateError(
             f"the folder {folder.name!r} holds a run of another scorer or other settings (identity "
-            f"{str(before)[:12]}, now {scorer.identity[:12]}): give another folder, or overwrite=True."
+            f"{str(before)[:12]}, now {scorer.identity[:12]}): give another folder, or overwrite=True (--overwrite)."
         )
 
 
@@ -119,15 +137,17 @@ def _write(folder: Path, scored: Dataset, scorer: AnyScorer, source: str | None)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{SCORES_FILE}"
     scored.to_parquet(unfinished)
-    unfinished.replace(folder / SCORES_FILE)
     record = {
         "schema": SCHEMA,
-        "source": source,
+        "source": public_name(source),
         "rows": len(scored),
         "score_columns": list(scorer.columns),
         "scorer": scorer.record(),
     }
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / f".{RECORD_FILE}").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / RECORD_FILE).unlink(missing_ok=True)  # so that no record stands beside another scorer's numbers
+    unfinished.replace(folder / SCORES_FILE)
+    (folder / f".{RECORD_FILE}").replace(folder / RECORD_FILE)
 
 
 @dataclass(frozen=True)
@@ -165,17 +185,49 @@ class Run:
 def load_run(folder: str | Path) -> Run:
     """Reads what `score(..., out=folder)` wrote."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     path = Path(folder).expanduser()
+    stored = load_record(path)
     try:
-        stored = json.loads((path / RECORD_FILE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        dataset = load_dataset("parquet", data_files=glob.escape(str(path / SCORES_FILE)), split="train")
+    except (OSError, ValueError, DatasetsError) as error:
         raise CurateError(
-            f"{path.name!r} is not a run folder: its {RECORD_FILE} cannot be read. Make one: score(..., out=)."
+            f"{SCORES_FILE} of the run {path.name!r} cannot be read ({type(error).__name__}): score again with "
+            "overwrite=True (--overwrite)."
         ) from error
-    if stored.get("schema") != SCHEMA:
+    lacking = [name for name in stored["score_columns"] if name not in dataset.column_names]  # type: ignore[union-attr]
+    if stored["rows"] != len(dataset) or lacking:  # type: ignore[arg-type]
         raise CurateError(
-            f"{path.name}/{RECORD_FILE} has the schema {stored.get('schema')!r}; this version reads {SCHEMA!r}."
+            f"{RECORD_FILE} of the run {path.name!r} speaks of {stored['rows']!r} rows with the columns "
+            f"{', '.join(stored['score_columns'])}, and {SCORES_FILE} has {len(dataset):,} rows"  # type: ignore[arg-type]
+            + (f" without {', '.join(lacking)}" if lacking else "")
+            + ": score again with overwrite=True (--overwrite)."
         )
-    dataset = load_dataset("parquet", data_files=str(path / SCORES_FILE), split="train")
     return Run(dataset, stored)  # type: ignore[arg-type]
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """What run.json holds, checked for what this room relies on."""
+    try:
+        stored = json.loads((folder / RECORD_FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CurateError(
+            f"{folder.name!r} is not a run folder: its {RECORD_FILE} cannot be read ({type(error).__name__}). "
+            "Make one: score(..., out=) or hf-curate score --out."
+        ) from error
+    schema = stored.get("schema") if isinstance(stored, dict) else None
+    if schema != SCHEMA:
+        raise CurateError(
+            f"{folder.name}/{RECORD_FILE} has the schema {str(schema)[:60]!r}; this version reads {SCHEMA!r}."
+        )
+    scorer, columns, source = stored.get("scorer"), stored.get("score_columns"), stored.get("source")
+    whole = isinstance(scorer, dict) and all(
+        isinstance(scorer.get(key), str) for key in ("name", "column", "identity")
+    )
+    whole = whole and isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+    if not whole or not isinstance(source, str | None):
+        raise CurateError(
+            f"{folder.name}/{RECORD_FILE} is not complete: score again with overwrite=True (--overwrite)."
+        )
+    return stored

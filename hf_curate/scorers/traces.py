@@ -8,8 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_curate.batches import Example, encode
-from hf_curate.errors import CurateError, RowError
-from hf_curate.models import ModelSource, context_length, load_config, load_tokenizer, tokenizer_digest
+from hf_curate.errors import CurateError, ModelError, RowError
+from hf_curate.models import (
+    ModelSource,
+    batch_dependent_rope,
+    context_length,
+    load_config,
+    load_tokenizer,
+    tokenizer_digest,
+)
 from hf_curate.rows import Columns, detect_columns, prompt_key, read_trace
 from hf_curate.steps import Splitter, check_splitter
 
@@ -28,7 +35,7 @@ class TraceReader:
     tokenizer_asked: Any = None
     max_length_asked: int | None = None
     _tokenizer: Any = field(default=None, repr=False)
-    _context: tuple[int | None] | None = None
+    _limit: tuple[int | None] | None = None
     _found: dict[tuple[str, ...], Columns] = field(default_factory=dict)
     _latest: Columns | None = None
 
@@ -48,11 +55,16 @@ class TraceReader:
     @property
     def max_length(self) -> int | None:
         """Tokens a row may have: what was asked for, else the model's context, else no limit."""
-        if self.max_length_asked is not None:
-            return self.max_length_asked
-        if self._context is None:
-            self._context = (context_length(load_config(self.source)),)
-        return self._context[0]
+        if self._limit is None:
+            config = load_config(self.source)
+            context, asked, rope = context_length(config), self.max_length_asked, batch_dependent_rope(config)
+            if asked is not None and context is not None and asked > context and rope:
+                raise ModelError(
+                    f"max_length={asked}, but beyond {context} tokens the {rope!r} rotary tables of this model depend on "
+                    f"the longest row of the batch, and scores must not: give at most {context}."
+                )
+            self._limit = (context if asked is None else asked,)
+        return self._limit[0]
 
     def columns_of(self, names: Sequence[str], first_row: Mapping[str, Any] | None = None) -> Columns:
         """The columns to read; detected once for each set of names."""

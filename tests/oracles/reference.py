@@ -16,7 +16,7 @@ from torch import Tensor, nn
 Vector = Tensor
 
 
-# -- losses and gradients of one row ------------------------------------------------------------------------------------
+# -- losses and gradients of one row -------------------------------------------------------------------------
 
 
 def _forward(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def gram(vectors: Sequence[Vector]) -> Tensor:
     return matrix
 
 
-# -- parameter sets, by name ----------------------------------------------------------------------------------------------
+# -- parameter sets, by name ---------------------------------------------------------------------------------
 
 
 def linear_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -123,7 +123,7 @@ def linear_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def all_parameters(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for name, parameter in model.named_parameters() if "embed_positions" not in name or parameter.numel()]
+    return list(model.parameters())
 
 
 def last_parameters(model: nn.Module, block: str, layers: Sequence[str]) -> list[nn.Parameter]:
@@ -131,7 +131,7 @@ def last_parameters(model: nn.Module, block: str, layers: Sequence[str]) -> list
     return [model.get_parameter(f"{block}.{layer}.weight") for layer in layers]
 
 
-# -- scores -----------------------------------------------------------------------------------------------------------------
+# -- scores --------------------------------------------------------------------------------------------------
 
 
 def cosine(left: Vector, right: Vector) -> float:

@@ -106,7 +106,7 @@ def test_alignment_and_consistency_equal_the_loops_one_by_one(name: str) -> None
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_exact_gradients_of_all_parameters_equal_autograd_segment_by_segment(name: str, dtype: torch.dtype) -> None:
-    ids, rows = batch()
+    ids, _ = batch()
     vectors = expected(name, "all")
     for (length, spans), row, own in zip(ROWS, ids, vectors, strict=True):
         gram, _ = exact_row(language_model(name, dtype), row[:length], spans, "all")

@@ -122,7 +122,11 @@ ZOO: dict[str, Species] = {
         head_gain=10.0,
     ),
     "cohere": Species(
-        "CohereForCausalLM", "CohereConfig", _COMMON | {"logit_scale": 0.25, "use_qk_norm": True}, _GATED, head_gain=10.0
+        "CohereForCausalLM",
+        "CohereConfig",
+        _COMMON | {"logit_scale": 0.25, "use_qk_norm": True},
+        _GATED,
+        head_gain=10.0,
     ),
     "gpt2": Species(
         "GPT2LMHeadModel",
@@ -141,7 +145,12 @@ ZOO: dict[str, Species] = {
         ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         block="transformer.h.1",
     ),
-    "phi": Species("PhiForCausalLM", "PhiConfig", _PLAIN | {"partial_rotary_factor": 1.0}, ("self_attn.dense", "mlp.fc1", "mlp.fc2")),
+    "phi": Species(
+        "PhiForCausalLM",
+        "PhiConfig",
+        _PLAIN | {"partial_rotary_factor": 1.0},
+        ("self_attn.dense", "mlp.fc1", "mlp.fc2"),
+    ),
     "gpt_neox": Species(
         "GPTNeoXForCausalLM",
         "GPTNeoXConfig",
@@ -232,7 +241,7 @@ def language_model(name: str, dtype: torch.dtype = torch.float64) -> LanguageMod
 
 
 ROWS = (
-    # four steps and an answer; tokens 7 and 13 lie in two segments, tokens 1-3 in none, the last label is the last token
+    # four steps and an answer; tokens 7 and 13 lie in two segments, 1-3 in none; the last label is the last token
     (19, [[4, 5, 6, 7], [7, 8], [9, 10, 11, 12, 13], [13], [16, 17, 18]]),
     # one step of one token; the answer shares it; label 1 is the first that there is
     (6, [[1], [1, 2]]),

@@ -1,0 +1,143 @@
+"""Who may import whom, read from the source; and what `import hf_curate` costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_curate
+
+ROOT = Path(hf_curate.__file__).parent
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+FACTS = {"errors", "rows", "chat", "steps", "answers"}
+"""The rooms at the bottom: they know rows, and no model."""
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    **dict.fromkeys(FACTS - {"errors"}, FACTS),
+    "models": {*FACTS, "gradients.head", "hub.resolve"},
+    "batches": {*FACTS, "models"},
+    "gradients": {*FACTS, "models", "batches", "gradients"},
+    "scorers": {*FACTS, "stats", "models", "batches", "gradients", "scorers"},
+    "budgets": {"errors"},
+    "stats": {"errors"},
+    "sources": {"errors", "hub.resolve"},
+    "selection": {"errors", "rows", "budgets", "stats", "sources", "hub"},
+    "report": {"errors", "hub.markdown"},
+    "hub": {"errors", "hub", "report", "selection"},
+    "runs": {"errors", "sources", "scorers", "runs"},
+    "inspect": {"errors", "rows", "steps", "sources", "runs", "hub"},
+    "demo": {"errors", "demo", "runs", "scorers", "selection", "gradients", "sources", "hub"},
+    "cli": {"*"},
+}
+FORBIDDEN_PACKAGES = {
+    **{
+        name: {"torch", "transformers", "datasets", "huggingface_hub", "jinja2", "matplotlib", "peft"}
+        for name in FACTS
+    },
+    "budgets": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "pandas"},
+    "stats": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "pandas"},
+    "gradients": {"datasets", "huggingface_hub", "jinja2", "matplotlib", "pyarrow"},
+    "hub": {"torch", "transformers", "peft"},
+    "selection": {"torch", "transformers", "peft"},
+    "sources": {"torch", "transformers", "peft"},
+    "report": {"torch", "transformers", "datasets"},
+    "runs": {"torch", "transformers", "peft"},
+}
+NUMPY_ONLY = {"budgets", "stats"}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports at its top and inside functions, those under TYPE_CHECKING left out."""
+    tree = ast.parse(path.read_text("utf-8"))
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
+        for line in block.body
+        for node in ast.walk(line)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """The rooms and modules of ours that a file imports."""
+    names = {name.removeprefix("hf_curate.") for name in imports(path) if name.startswith("hf_curate.")}
+    return {name for name in names if name in FILES or (ROOT / name.replace(".", "/") / "__init__.py").is_file()}
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_only_the_rooms_below_it(module: str) -> None:
+    allowed = ALLOWED[room(module)]
+    strangers = {name for name in ours(FILES[module]) if not {"*", name, room(name)} & allowed}
+    assert not strangers
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_only_the_packages_of_its_room(module: str) -> None:
+    packages = {room(name) for name in imports(FILES[module])}
+    assert not packages & FORBIDDEN_PACKAGES.get(room(module), set())
+    if module in NUMPY_ONLY:
+        assert packages - set(sys.stdlib_module_names) <= {"numpy", "hf_curate"}
+
+
+def test_every_room_has_a_rule_and_every_rule_a_room() -> None:
+    assert {room(module) for module in FILES} == set(ALLOWED)
+
+
+def test_scorers_and_hub_do_not_know_each_other() -> None:
+    for module, path in FILES.items():
+        if room(module) in ("hub", "selection", "budgets"):
+            assert not {
+                name for name in ours(path) if room(name) in ("scorers", "gradients", "models", "batches", "runs")
+            }
+        if room(module) in ("scorers", "gradients", "batches"):
+            assert not {name for name in ours(path) if room(name) in ("hub", "selection", "budgets", "runs", "report")}
+
+
+def loaded_by(code: str, *names: str) -> list[str]:
+    script = f"import sys\n{code}\nprint([n for n in {names!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return ast.literal_eval(done.stdout.splitlines()[-1])
+
+
+HEAVY = ("torch", "transformers", "matplotlib", "peft", "datasets", "huggingface_hub", "numpy", "jinja2", "pyarrow")
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import hf_curate; dir(hf_curate)", *HEAVY) == []
+    assert loaded_by("import hf_curate.cli, hf_curate.errors", *HEAVY) == []
+
+
+def test_using_what_needs_no_model_loads_no_torch() -> None:
+    code = "from hf_curate import select, load_curated, Card, score, Selection; from hf_curate import inspect, sources"
+    assert loaded_by(code, "transformers", "matplotlib", "peft", "torch") == []
+
+
+def test_the_public_names_are_there_and_others_are_not() -> None:
+    for name in hf_curate.__all__:
+        assert getattr(hf_curate, name) is not None
+    assert set(hf_curate.__all__) <= set(dir(hf_curate))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hf_curate.nothing

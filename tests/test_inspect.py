@@ -1,0 +1,157 @@
+"""inspect: how rows are read, what a run holds, what a config claims; and nothing of it may drive a terminal."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from pools import Scorer, pool
+
+from hf_curate import select
+from hf_curate.errors import ColumnsError, CurateError, ManifestError
+from hf_curate.inspect import inspect_config, inspect_run, inspect_source
+from hf_curate.runs.local import RECORD_FILE, SCHEMA, SCORES_FILE, load_run
+
+ROWS = [
+    {"question": "2+3?", "solution": "2+3=5\n#### 5"},
+    {"question": "\x1b[31mred\u202e", "solution": "a\x07\x9b2J\nb\n#### \x1b]0;x\x07"},
+    {"question": "no answer", "solution": "nothing"},
+    {"question": None, "solution": "x\n#### 1"},
+    {"question": "long " * 100, "solution": "y\n#### 1"},
+]
+
+
+def is_safe(text: str) -> bool:
+    return all(c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp") for c in text)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder as `score(..., out=)` writes it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    data = pool()
+    data.to_parquet(folder / SCORES_FILE)
+    record = {"schema": SCHEMA, "source": "local file rows.jsonl", "rows": len(data)}
+    record |= {"score_columns": list(Scorer.columns), "scorer": Scorer().record()}
+    (folder / RECORD_FILE).write_text(json.dumps(record), "utf-8")
+    return folder
+
+
+def test_the_first_rows_are_shown_as_a_scorer_reads_them(source: str) -> None:
+    text = inspect_source(source, 5, {}, "auto")
+    assert text.startswith("local file rows.jsonl: 5 rows\ncolumns: prompt=question, completion=solution (by aliases)")
+    assert "row 0: 1 steps by" in text
+    assert "  prompt   2+3?\n  step 1   2+3=5\n  answer   5" in text
+    assert "row 2: cannot be scored (no answer" in text
+    assert "row 3: cannot be scored (wrong type: column 'question' holds None" in text
+    assert max(map(len, text.splitlines())) < 200
+    assert is_safe(text)
+
+
+@pytest.mark.parametrize(("rows", "shown"), [(0, 0), (-3, 0), (2, 2), (99, 5)])
+def test_as_many_rows_are_shown_as_were_asked_for(source: str, rows: int, shown: int) -> None:
+    assert inspect_source(source, rows, {}, "auto").count("\nrow ") == shown
+
+
+def test_columns_and_splitters_can_be_chosen(source: str) -> None:
+    text = inspect_source(source, 1, {"prompt": "solution", "completion": "question", "answer": None}, "lines")
+    assert "prompt=solution, completion=question (by explicit)" in text
+    with pytest.raises(ColumnsError, match="nope"):
+        inspect_source(source, 1, {"prompt": "nope"}, "auto")
+
+
+def test_chats_are_shown_and_hostile_column_names_are_not_obeyed(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "2+3=5\n#### 5"}]
+    Dataset.from_dict({"messages": [chat], "\x1b[31m": [1]}).to_parquet(tmp_path / "x.parquet")
+    assert '[{"role": "user", "content": "2+3?"}]' in inspect_source(str(tmp_path / "x.parquet"), 1, {}, "auto")
+    Dataset.from_list([{"\x1b[31mq": "a", "s\u202e": "b\n#### 1"}]).to_parquet(tmp_path / "y.parquet")
+    named = {"prompt": "\x1b[31mq", "completion": "s\u202e"}
+    assert is_safe(inspect_source(str(tmp_path / "y.parquet"), 1, named, "auto"))
+
+
+def test_a_run_is_summed_up(run: Path) -> None:
+    text = inspect_run(run)
+    assert text.splitlines()[0] == "GRACE with tiny/model, 100 rows of local file rows.jsonl"
+    assert "warm-up: none; identity 5d41402abc4b" in text
+    assert "grace_value: 92 scored; 0%" in text
+    assert "not scored: 4 x no answer" in text
+
+
+def test_a_run_stands_in_for_its_scorer(run: Path) -> None:
+    stored = load_run(run)
+    kept, direct = select(stored.dataset, stored, "20%"), select(pool(), Scorer(), "20%")
+    assert kept.indices.tolist() == direct.indices.tolist()
+    assert kept.manifest == direct.manifest
+    with pytest.raises(CurateError, match="cannot score rows"):
+        stored({})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.update(schema="hf_curate/run/9"), "'hf_curate/run/9'; this version reads"),
+        (lambda r: r.update(rows=7), "speaks of 7 rows"),
+        (lambda r: r.update(score_columns=["gone"]), "without gone"),
+        (lambda r: r.update(score_columns=[3]), "not complete"),
+        (lambda r: r.update(scorer=[]), "not complete"),
+        (lambda r: r.update(source=3), "not complete"),
+        (lambda r: r["scorer"].pop("identity"), "not complete"),
+        (lambda r: r.clear(), "has the schema 'None'"),
+    ],
+)
+def test_a_run_whose_record_and_scores_differ_is_refused(run: Path, change: object, words: str) -> None:
+    record = json.loads((run / RECORD_FILE).read_text("utf-8"))
+    change(record)  # type: ignore[operator]
+    (run / RECORD_FILE).write_text(json.dumps(record), "utf-8")
+    with pytest.raises(CurateError) as caught:
+        load_run(run)
+    assert words in str(caught.value)
+
+
+def test_a_broken_run_folder_is_a_clear_error(run: Path, tmp_path: Path) -> None:
+    for content in (b"", b"[]", b"{", b"\xff", b"[" * 10**5):
+        (run / RECORD_FILE).write_bytes(content)
+        with pytest.raises(CurateError, match=r"run\.json"):
+            load_run(run)
+    with pytest.raises(CurateError, match="not a run folder"):
+        load_run(tmp_path / "nothing")
+
+
+def test_scores_that_cannot_be_read_are_a_clear_error(run: Path) -> None:
+    (run / SCORES_FILE).write_bytes(b"PAR1")
+    with pytest.raises(CurateError, match="score again"):
+        load_run(run)
+    (run / SCORES_FILE).unlink()
+    with pytest.raises(CurateError, match="score again"):
+        load_run(run)
+
+
+def test_a_config_is_shown_with_its_verdict(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="neither a run nor a curated config"):
+        inspect_config(tmp_path, None, None)
+    kept = select(pool(), Scorer(), "20%")
+    kept.save(tmp_path, "grace")
+    text = inspect_config(tmp_path, None, None)
+    assert text.startswith("grace: Selection(20 of 100 rows by GRACE, budget 20%)\ndata and manifest agree\n{")
+    kept.save(tmp_path, "grace", split="dev")
+    listed = inspect_config(tmp_path, None, None)
+    assert listed.endswith("holds these configs (choose with --config):\n  grace: dev, train")
+    file = tmp_path / "grace" / "dev.manifest.json"
+    file.write_text(
+        file.read_text("utf-8").replace('"20%"', '"\\u001b[31m\\u202e"').replace('"in": 100', '"in": 7'), "utf-8"
+    )
+    Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "grace" / "dev-00000-of-00001.parquet")
+    text = inspect_config(tmp_path, "grace", "dev")
+    assert "DATA AND MANIFEST DIFFER: the manifest says 20 rows, the data has 1" in text
+    assert is_safe(text)

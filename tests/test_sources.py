@@ -1,0 +1,168 @@
+"""Sources: how they are written, what can be read, and what records may call them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from hf_curate.errors import CurateError
+from hf_curate.sources import load_source, parse, public_name, source_record
+
+ROWS = [{"prompt": "a", "completion": "1"}, {"prompt": "سلام", "completion": "\u2028"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("gsm8k", ("gsm8k", None, None, None)),
+        ("openai/gsm8k", ("openai/gsm8k", None, None, None)),
+        ("openai/gsm8k@v1.0", ("openai/gsm8k", "v1.0", None, None)),
+        ("openai/gsm8k@refs/pr/1:main/train", ("openai/gsm8k", "refs/pr/1", "main", "train")),
+        ("openai/gsm8k:main", ("openai/gsm8k", None, "main", None)),
+        ("openai/gsm8k:main/train", ("openai/gsm8k", None, "main", "train")),
+        ("openai/gsm8k:/train", ("openai/gsm8k", None, None, "train")),
+        ("a/b@main:c/d", ("a/b", "main", "c", "d")),
+    ],
+)
+def test_a_source_is_an_id_with_a_revision_config_and_split(source: str, parts: tuple[str | None, ...]) -> None:
+    assert tuple(parse(source).values()) == parts
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "a/b/c",
+        "a b",
+        "@main",
+        "a/b@",
+        "a/b:c/d/e",
+        "/a",
+        "a/",
+        "-a/b",
+        "a\nb",
+        "https://x.y/z",
+        "a--b/c",
+        "a..b",
+        "x" * 200,
+        "x.git",
+        "x" * 10**5 + "!",
+    ],
+)
+def test_what_is_no_source_is_refused_with_the_forms(source: str) -> None:
+    with pytest.raises(CurateError, match="org/name@revision:config/split") as caught:
+        parse(source)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.parquet", "x [1]*.jsonl", "ü %20.jsonl"])
+def test_local_files_are_read_and_called_by_their_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "MARKER" / name
+    file.parent.mkdir()
+    if name.endswith("parquet"):
+        Dataset.from_list(ROWS).to_parquet(file)
+    elif name.endswith("json"):
+        file.write_text(json.dumps(ROWS), "utf-8")
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
+    dataset, called = load_source(str(file))
+    assert dataset.to_list() == ROWS
+    assert called == f"local file {name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.csv", b"a,b\n1,2\n", "neither .jsonl, .json nor .parquet"),
+        ("x.pkl", b"\x80\x04.", "neither .jsonl, .json nor .parquet"),
+        ("x.jsonl", b"", "is empty"),
+        ("x.jsonl", b'{"a": 1}\n{bad\n', "cannot be read as jsonl: JSON parse error"),
+        ("x.jsonl", b"\x00\x01\x02", "cannot be read as jsonl"),
+        ("x.json", b"[" * 10, "cannot be read as json"),
+        ("x.parquet", b"PAR1", "cannot be read as parquet"),
+    ],
+)
+def test_files_that_cannot_be_read_say_why_without_their_folder(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CurateError) as caught:
+        load_source(str(tmp_path / name))
+    assert words in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_not_files(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.jsonl", tmp_path / "no.parquet", tmp_path):
+        with pytest.raises(CurateError, match="is not a file"):
+            load_source(str(path))
+    for odd in ("x" * 5000, "a\x00b", "~nobody-of-this-name/x"):
+        with pytest.raises(CurateError, match="cannot be read"):
+            load_source(odd)
+
+
+@pytest.mark.parametrize("source", ["no-such-org/no-such-set", "no-such-org/no-such-set@main:main/train", "rows.csv"])
+def test_a_hub_dataset_without_network_says_what_to_check(source: str) -> None:
+    with pytest.raises(CurateError) as caught:
+        load_source(source)
+    for words in (source, "HF_HUB_OFFLINE", "not a local file", "hf auth login"):
+        assert words in str(caught.value)
+
+
+def test_a_record_keeps_no_parent_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset.from_list(ROWS)
+    inside = tmp_path / "MARKER" / "rows.jsonl"
+    inside.parent.mkdir()
+    inside.write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for source in (
+        str(inside),
+        "MARKER/rows.jsonl",
+        "./MARKER/rows.jsonl",
+        "~/MARKER/rows.jsonl",
+        "MARKER/../MARKER/rows.jsonl",
+    ):
+        record = source_record(source, data)
+        assert record is not None
+        assert record["id"] == "local file rows.jsonl"
+        assert record["sha"] is record["revision"] is None
+    for source in (
+        "/nowhere/MARKER/rows",
+        "C:\\Users\\MARKER\\rows.jsonl",
+        "\\\\MARKER\\share\\rows",
+        "local file MARKER/rows",
+    ):
+        record = source_record(source, data)
+        assert record is not None
+        assert record["id"].startswith("local file rows")
+    folder = source_record(str(inside.parent) + "/", data)
+    assert folder is not None
+    assert folder["id"] == "local folder MARKER"
+
+
+def test_a_name_that_was_made_public_stays_as_it_is() -> None:
+    for name in ("local file rows.jsonl", "local folder a b", "openai/gsm8k@main:main/train", None):
+        assert public_name(public_name(name)) == public_name(name) == name
+
+
+def test_a_branch_that_cannot_be_resolved_has_no_commit_and_a_commit_is_taken_as_it_is() -> None:
+    data = Dataset.from_list(ROWS)
+    record = source_record("openai/gsm8k@v2:main/train", data)
+    assert record == {
+        "id": "openai/gsm8k",
+        "revision": "v2",
+        "sha": None,
+        "config": "main",
+        "split": "train",
+        "license": None,
+        "fingerprint": data._fingerprint,
+        "columns": None,
+    }
+    sha = "e53f048856ff4f594e959d75785d2c2d37b678ee"
+    pinned = source_record(f"openai/gsm8k@{sha}", data)
+    assert pinned is not None
+    assert pinned["sha"] == sha
+    assert source_record(None, data) is None
