@@ -115,8 +115,7 @@ def _positions(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, in
             first += 1
         inside, index = [], first
         while index < len(offsets) and offsets[index][0] < end:
-            low, high = offsets[index]
-            if index > 0 and low < high and high > start:
+            if index > 0 and offsets[index][1] > start:  # whitespace whose offsets were trimmed has none of its own
                 inside.append(index)
             index += 1
         positions.append(inside)

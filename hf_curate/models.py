@@ -286,14 +286,21 @@ def pick_device(asked: str | torch.device | None, rank: int | None) -> torch.dev
         device = torch.device("cuda", (rank or 0) % torch.cuda.device_count())
     else:
         device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if _forked:
-        if device.type == "cuda":
-            raise ModelError(
-                "CUDA cannot be used in a forked worker. Before map(num_proc=...): "
-                "import multiprocess; multiprocess.set_start_method('spawn')."
-            )
-        torch.set_num_threads(1)  # the parent's OpenMP threads do not survive a fork: a parallel region would hang
+    if _forked and device.type == "cuda":
+        raise ModelError(
+            "CUDA cannot be used in a forked worker. Before map(num_proc=...): "
+            "import multiprocess; multiprocess.set_start_method('spawn')."
+        )
     return device
+
+
+def settle_after_fork() -> None:
+    """In a forked worker, before torch computes anything: the parent's OpenMP threads do not survive a fork, and a
+    parallel region would hang."""
+    if _forked:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def load_tokenizer(source: ModelSource, tokenizer: Any = None) -> PreTrainedTokenizerBase:
@@ -358,6 +365,7 @@ def load_model(
     refused = sorted({"trust_remote_code", "use_safetensors", "revision"} & set(kwargs))
     if refused:
         raise ModelError(f"model_kwargs may not set {', '.join(refused)}: safetensors without remote code, revision=.")
+    settle_after_fork()
     place = pick_device(device, rank)
     if source.live is not None:
         if dtype is not None or kwargs:
@@ -371,9 +379,9 @@ def load_model(
         if "device_map" not in kwargs and not getattr(model, "is_quantized", False):
             model.to(place)  # type: ignore[arg-type]
         else:
-            place = model.get_input_embeddings().weight.device  # type: ignore[union-attr]
+            place = model.get_input_embeddings().weight.device  # type: ignore[union-attr,assignment]
         model.eval()
-    return _ready(model, tokenizer, place)
+    return _ready(model, tokenizer, place)  # type: ignore[arg-type]
 
 
 def _from_pretrained(source: ModelSource, dtype: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -393,7 +401,7 @@ def _from_pretrained(source: ModelSource, dtype: Any, kwargs: dict[str, Any]) ->
         except ImportError as error:
             raise MissingPackageError("peft", "peft", f"the adapter {source.label!r}") from error
         try:
-            model = PeftModel.from_pretrained(model, source.name)
+            return PeftModel.from_pretrained(model, source.name)  # type: ignore[return-value]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"the adapter {source.label!r} cannot be loaded onto {base.label!r}: {_first_line(error)}"

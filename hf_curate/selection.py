@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,9 +127,7 @@ def select(
     asked = None if strategy == "threshold" else parse_budget(budget)
     kept = np.sort(order if asked is None else take(order, asked, len(dataset), measures.get("tokens")))
     if not len(kept):
-        raise BudgetError(
-            f"nothing is kept: no row of {len(dataset):,} satisfies budget={budget!r}, min_score={min_score!r}."
-        )
+        raise BudgetError(_nothing(len(dataset), scores, min_score))
     subset = dataset.select(kept).add_column(SOURCE_ROW, kept.astype(np.int64))  # type: ignore[call-arg]
     sources = [name for name in dataset.column_names if name not in added]
     where = _source(source, dataset, sources)
@@ -151,6 +150,18 @@ def select(
         "citations": ["grace"] if record.get("name") == "GRACE" else [],
     }
     return Selection(subset, kept.astype(np.int64), manifest)
+
+
+def _nothing(rows: int, scores: np.ndarray, min_score: float | None) -> str:
+    """Why a selection would be empty."""
+    scored = scores[np.isfinite(scores)]
+    if not rows:
+        return "the dataset is empty: there is nothing to select."
+    if not len(scored):
+        return f"none of the {rows:,} rows has a score: look at why, hf-curate inspect RUN or the column <name>_error."
+    return (
+        f"no row reaches min_score={min_score!r}: the highest of {len(scored):,} scores is {scored.max():g}. Lower it."
+    )
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -189,18 +200,23 @@ def _of_scorer(dataset: Dataset, scorer: AnyScorer | str) -> tuple[dict[str, Any
         added = [name for name in scorer.columns if name in dataset.column_names]
         column = getattr(scorer, "column", None) or record.get("column") or next(iter(scorer.columns))
     if column not in dataset.column_names:
-        raise ColumnsError(
-            f"the dataset has no column {column!r} to rank by; it has {', '.join(map(repr, dataset.column_names))}. "
-            "Score it first: scored = score(dataset, scorer)."
-        )
+        fix = "Score it first: scored = score(dataset, scorer)."
+        raise ColumnsError(f"there is no column {column!r} to rank by; {_there(column, dataset, fix)}")
     return record, added, column
 
 
 def _column(dataset: Dataset, name: str) -> Any:
     """A whole column as an arrow array."""
     if name not in dataset.column_names:
-        raise ColumnsError(f"no column {name!r}; the dataset has {', '.join(map(repr, dataset.column_names))}.")
+        raise ColumnsError(f"there is no column {name!r}; {_there(name, dataset, 'Name one of these.')}")
     return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+
+
+def _there(name: str, dataset: Dataset, fix: str) -> str:
+    """The columns that there are, and the one that was meant if its name is close, else `fix`."""
+    near = get_close_matches(name, dataset.column_names, n=1)
+    listed = ", ".join(map(repr, dataset.column_names)) or "none"
+    return f"the dataset has {listed}. " + (f"Did you mean {near[0]!r}?" if near else fix)
 
 
 def _numbers(dataset: Dataset, name: str) -> np.ndarray:
@@ -284,7 +300,8 @@ def _check_strategy(
         raise BudgetError(f"group=COLUMN goes with strategy='stratified'; got group={group!r}, strategy={strategy!r}.")
     if strategy in MEASURED and MEASURED[strategy][0] not in measures:
         raise ColumnsError(
-            f"strategy={strategy!r} needs the {MEASURED[strategy][0]} of each row, which this scorer did not write."
+            f"strategy={strategy!r} needs the {MEASURED[strategy][0]} of each row, and beside these scores there are "
+            "none: rank by the column of a scorer that measures them, such as grace_value."
         )
 
 

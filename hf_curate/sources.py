@@ -68,9 +68,13 @@ def _load_local(path: Path) -> Dataset:
     from datasets.exceptions import DatasetsError
 
     if not os.path.isfile(path):
-        raise CurateError(f"{path.name!r} is not a file: give {FORMS}.")
+        what = f"{path.name!r} is a folder" if os.path.isdir(path) else f"there is no file {path.name!r}"
+        raise CurateError(f"{what}: give {FORMS}.")
     if path.suffix not in FORMATS:
-        raise CurateError(f"{path.name!r} is neither .jsonl, .json nor .parquet: other formats are not read.")
+        raise CurateError(
+            f"{path.name!r} is neither .jsonl, .json nor .parquet, and other formats are not read: convert it first, "
+            "such as Dataset.from_csv('x.csv').to_parquet('x.parquet')."
+        )
     if not path.stat().st_size:
         raise CurateError(f"{path.name!r} is empty: there are no rows to read.")
     try:

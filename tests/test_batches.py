@@ -209,6 +209,16 @@ def test_the_demos_characters_are_its_tokens() -> None:
         assert example.first_completion_token == len(row["prompt"])
 
 
+def test_whitespace_inside_a_step_is_in_it_also_where_the_tokenizer_trims_its_offsets() -> None:
+    tokenizer = byte_level(["a\n\n\n\nb    c"] * 40, size=300)
+    trimmed = byte_level(["a\n\n\n\nb    c"] * 40, size=300)
+    trimmed.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trace = trace_of("foo    bar\nbaz\n\nmore\n\n#### 7")
+    example, other = (encode(trace, one, split="blank_lines") for one in (tokenizer, trimmed))
+    assert "ĠĠĠ" in tokenizer.convert_ids_to_tokens([example.input_ids[i] for i in example.spans[0]])
+    assert other.spans[:2] == example.spans[:2]
+
+
 def test_a_token_that_overlaps_two_spans_belongs_to_both() -> None:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "ab;cd": 1, "x": 2, "#7": 3}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("[ \n]"), behavior="isolated")
@@ -289,4 +299,7 @@ def test_bucketing_takes_every_row_once_within_the_budget(lengths: list[int], ba
 
 def test_padding_stands_to_the_right() -> None:
     examples = [Example(ids, [[1]], "", [], 0, "", "") for ids in ([5, 6], [7, 8, 9])]
-    assert pad(examples, torch.device("cpu")).tolist() == [[5, 6, 0], [7, 8, 9]]
+    padded = pad(examples, torch.device("cpu"))
+    assert padded.shape == (2, 3)
+    assert padded[0, :2].tolist() == [5, 6]
+    assert padded[1].tolist() == [7, 8, 9]

@@ -197,7 +197,7 @@ REFUSED: list[tuple[str, Callable[[], Any], type[CurateError], str]] = [
     ("negative seed", lambda: select(plain(), "score", 1, seed=-1), CurateError, "seed=-1"),
     ("seed of None", lambda: select(plain(), "score", 1, seed=None), CurateError, "seed=None"),  # type: ignore[arg-type]
     ("too many", lambda: select(plain(), "score", 5), BudgetError, "Give 4 rows or fewer"),
-    ("empty", lambda: select(plain().select([]), "score", "20%"), BudgetError, "nothing is kept"),
+    ("empty", lambda: select(plain().select([]), "score", "20%"), BudgetError, "dataset is empty"),
     (
         "all failed",
         lambda: select(pool(20, 0).map(lambda _: {"grace_value": None}), Scorer(), 1),
@@ -205,7 +205,12 @@ REFUSED: list[tuple[str, Callable[[], Any], type[CurateError], str]] = [
         "only 0",
     ),
     ("all null", lambda: select(plain([None, None]), "score", "50%"), BudgetError, "only 0"),
-    ("too high", lambda: select(plain(), "score", strategy="threshold", min_score=9), BudgetError, "nothing is kept"),
+    (
+        "too high",
+        lambda: select(plain(), "score", strategy="threshold", min_score=9),
+        BudgetError,
+        "highest of 4 scores is 4",
+    ),
     ("tokens of none", lambda: select(plain(), "score", "5 tokens"), BudgetError, "no token column"),
     ("dict", lambda: select(DatasetDict(train=plain()), "score", 1), CurateError, "DatasetDict"),  # type: ignore[arg-type]
     ("stream", lambda: select(plain().to_iterable_dataset(), "score", 1), CurateError, "Iterable"),  # type: ignore[arg-type]

@@ -96,9 +96,11 @@ def test_files_that_cannot_be_read_say_why_without_their_folder(
 
 
 def test_a_missing_file_and_a_folder_are_not_files(tmp_path: Path) -> None:
-    for path in (tmp_path / "no.jsonl", tmp_path / "no.parquet", tmp_path):
-        with pytest.raises(CurateError, match="is not a file"):
+    for path in (tmp_path / "no.jsonl", tmp_path / "no.parquet"):
+        with pytest.raises(CurateError, match="there is no file 'no"):
             load_source(str(path))
+    with pytest.raises(CurateError, match="is a folder: give"):
+        load_source(str(tmp_path))
     for odd in ("x" * 5000, "a\x00b", "~nobody-of-this-name/x"):
         with pytest.raises(CurateError, match="cannot be read"):
             load_source(odd)

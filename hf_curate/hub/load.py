@@ -32,11 +32,13 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
 
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise ManifestError(f"there is no folder {str(folder)!r}.")
+        raise ManifestError(f"there is no folder {str(folder)!r}: give one that Selection.save wrote.")
     splits = _splits(root, config_name)
     if split is None:
         if len(splits) > 1:
-            raise ManifestError(f"config {config_name!r} has the splits {', '.join(splits)}: pass split=.")
+            raise ManifestError(
+                f"config {config_name!r} has the splits {', '.join(splits)}: pass split={splits[0]!r}."
+            )
         split = splits[0]
     if split not in splits:
         raise ManifestError(f"config {config_name!r} has no split {split!r}; it has {', '.join(splits)}.")

@@ -124,7 +124,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        why = f"{type(error).__name__}: {_short(getattr(error, 'strerror', None) or str(error))}"
+        why = (getattr(error, "strerror", None) or str(error))[:120]
         raise ManifestError(f"{path.name} cannot be read ({why}): save the config again.") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
@@ -136,8 +136,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         for key in place.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
+            found = "nothing" if value is None else _short(value)
             raise ManifestError(
-                f"{path.name} holds {_short(value)} as {place}, where {kind.__name__} is expected: save the config "
-                "again."
+                f"{path.name} holds {found} as {place}, where {kind.__name__} is expected: save the config again."
             )
     return manifest

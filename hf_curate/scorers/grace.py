@@ -21,7 +21,15 @@ import numpy as np
 from hf_curate.batches import Example, bucket, pad
 from hf_curate.errors import CurateError, RowError
 from hf_curate.gradients.alignment import TARGETS, History, step_scores
-from hf_curate.models import ModelSource, as_dtype, config_dtype, evaluating, load_config, load_model
+from hf_curate.models import (
+    ModelSource,
+    as_dtype,
+    config_dtype,
+    evaluating,
+    load_config,
+    load_model,
+    settle_after_fork,
+)
 from hf_curate.scorers.base import Scorer
 from hf_curate.scorers.traces import TraceReader
 from hf_curate.steps import Splitter
@@ -204,6 +212,7 @@ class GraceScorer(Scorer):
 
     def load(self, rank: int | None = None) -> LanguageModel:
         """The model on its device; loaded at the first call, one per process."""
+        settle_after_fork()  # a function that holds a loaded scorer may have been forked with it
         if self._loaded is None or (self.source.live is not None and not self._loaded.is_current()):
             self._warn_without_warm_up()
             self._loaded = load_model(
@@ -377,9 +386,9 @@ def _checked_history(history: Any) -> History:
         return "uniform"
     if isinstance(history, (tuple, list)) and len(history) == 2:
         kind, value = history
-        if kind == "window" and isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
+        if kind == "window" and isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
             return ("window", int(value))
-        if kind == "ema" and isinstance(value, Real) and 0.0 < value < 1.0:
+        if kind == "ema" and isinstance(value, Real) and 0.0 < float(value) < 1.0:
             return ("ema", float(value))
     raise CurateError(
         f"history={history!r} must be 'uniform', ('window', W) with W = 1, 2, ..., or ('ema', beta) with 0 < beta < 1."

@@ -60,8 +60,8 @@ class TraceReader:
             context, asked, rope = context_length(config), self.max_length_asked, batch_dependent_rope(config)
             if asked is not None and context is not None and asked > context and rope:
                 raise ModelError(
-                    f"max_length={asked}, but beyond {context} tokens the {rope!r} rotary tables of this model depend on "
-                    f"the longest row of the batch, and scores must not: give at most {context}."
+                    f"max_length={asked}, but beyond {context} tokens the {rope!r} rotary tables of this model depend "
+                    f"on the longest row of the batch, and scores must not: give at most {context}."
                 )
             self._limit = (context if asked is None else asked,)
         return self._limit[0]

@@ -203,6 +203,38 @@ def test_worker_processes_give_the_same_scores_also_after_torch_ran_in_the_paren
     assert found["warnings"] == (2 if method == "fork" else 1), "once per scorer, never from a worker"
 
 
+HELD = """
+from hf_curate import GraceScorer
+from hf_curate.demo import MODEL
+
+SCORER = GraceScorer(MODEL, dtype="float32")
+
+
+def held(rows):
+    return SCORER(rows)
+"""
+HOLDER = """
+import json, warnings
+import torch
+from held import held
+from hf_curate.demo import load_traces
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(2)
+pool = load_traces().select_columns(["prompt", "completion"]).select(range(40))
+here = pool.map(held, batched=True, load_from_cache_file=False)["grace_value"][:]
+torch.rand(512, 512) @ torch.rand(512, 512)
+there = pool.map(held, batched=True, num_proc=2, load_from_cache_file=False)["grace_value"][:]
+print(json.dumps({"here": here, "there": there}))
+"""
+
+
+def test_a_loaded_scorer_that_was_forked_inside_a_function_does_not_hang(tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    found = run_script(tmp_path, HOLDER, OMP_NUM_THREADS="2", timeout=60)
+    np.testing.assert_allclose(found["there"], found["here"], rtol=SAME, atol=SAME)
+
+
 # -- types and nulls --------------------------------------------------------------------------------------------------
 
 TYPES = {

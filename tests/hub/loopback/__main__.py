@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 
 from .accounts import USERS
@@ -16,6 +17,8 @@ def main() -> None:
     parser.add_argument("--page-size", type=int, default=1000, help="entries per page of a listing (default: 1000)")
     parser.add_argument("--user", choices=sorted(USERS), default="alice", help="whose token is printed")
     options = parser.parse_args()
+    for end in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs with SIGINT ignored
+        signal.signal(end, signal.default_int_handler)
     try:
         hub = LoopbackHub(options.folder, page_size=options.page_size, port=options.port)
     except OSError as error:

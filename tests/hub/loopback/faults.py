@@ -34,7 +34,10 @@ class Fault:
             raise ValueError(f'when is {self.when!r}: write "before", "after" or "midway"')
         if self.when == "midway" and not self.cut:
             raise ValueError("midway only makes sense with cut=True")
-        re.compile(self.pattern)
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
 
     def matches(self, method: str, target: str) -> bool:
         return self.hits < self.times and self.method in ("*", method) and bool(re.search(self.pattern, target))

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from . import card, commit, info, lfs, manage, pulls, resolve
-from .answers import HubError, Reply, json_reply, repo_not_found
+from .answers import HubError, Reply, json_reply
 from .faults import Access, Fault
 from .request import Core, Request, find_route
 
@@ -60,48 +60,39 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     timeout = 120
 
+    @property
+    def hub(self) -> Server:
+        assert isinstance(self.server, Server)
+        return self.server
+
     def _answer(self) -> None:
-        body = self._read_body()
+        body, core = self._read_body(), self.hub.core
         if self.path.startswith("/_admin/"):
-            self._send(_admin(self.server.core, self.command, self.path, body))
+            self._send(_admin(core, self.command, self.path, body))
             return
-        base = f"http://{self.headers.get('Host', self.server.url.removeprefix('http://'))}"
-        request = Request(
-            self.server.core, self.command, self.path, self.headers, body, base, origin=self.server.origin
-        )
-        fault = self.server.core.faults.take(self.command, self.path)
-        if fault and fault.when == "before":
-            route, reply = "", _injected(fault)
-            self._note(request, route, reply, fault)
-            if reply is None and not fault.cut:
-                route, reply = _routed(request)
-                self._note(request, route, reply, None)
-        else:
-            route, reply = _routed(request)
-            if fault:
-                reply = _injected(fault) or (None if fault.cut and fault.when == "after" else reply)
-            self._note(request, route, reply, fault)
+        base = f"http://{self.headers.get('Host', self.hub.url.removeprefix('http://'))}"
+        request = Request(core, self.command, self.path, self.headers, body, base, self.hub.origin)
+        fault = core.faults.take(self.command, self.path)
+        route, reply = _met(request, fault) if fault else _routed(request)
+        self._note(request, route, reply, fault)
         if reply is None:
             self._cut()
         else:
             self._send(reply, half=fault is not None and fault.when == "midway")
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _answer  # noqa: N815 - http.server's names
 
     def _note(self, request: Request, route: str, reply: Reply | None, fault: Fault | None) -> None:
         """Written before the reply is sent: whoever has the reply finds the request in the log."""
-        if fault and fault.when == "before" and reply is None and not fault.cut:
-            return  # only slow: noted with its reply
         told = "" if fault is None else f"{fault.when} {'cut' if fault.cut else fault.status or 'slow'}"
         path = request.path if request.origin == "storage" else request.target
         status = reply.status if reply else 0
         sent = "Authorization" in request.headers
-        self.server.core.journal.note(
+        request.core.journal.note(
             Access(request.method, path, status, request.caller.name, sent, request.origin, route, told)
         )
 
@@ -139,11 +130,23 @@ class Handler(BaseHTTPRequestHandler):
         """The journal has it."""
 
 
-def _injected(fault: Fault) -> Reply | None:
-    """Wait as the fault says; what replaces the reply, or None."""
+def _met(request: Request, fault: Fault) -> tuple[str, Reply | None]:
+    """The route that was taken ("" for none) and what is sent, None for nothing, when a request meets a fault."""
+    if fault.when == "before":
+        time.sleep(fault.delay)
+        if fault.cut or fault.status is not None:
+            return "", _replaced(None, fault)
+        return _routed(request)
+    route, reply = _routed(request)
     time.sleep(fault.delay)
-    if fault.status is None or fault.cut:
-        return None
+    return route, _replaced(reply, fault)
+
+
+def _replaced(reply: Reply | None, fault: Fault) -> Reply | None:
+    if fault.cut:
+        return reply if fault.when == "midway" else None
+    if fault.status is None:
+        return reply
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     return HubError(fault.status, fault.message, headers=headers).reply()
 
@@ -161,12 +164,7 @@ def _routed(request: Request) -> tuple[str, Reply]:
         request.look_for_tokens(request.target, "path")
         found = find_route(request)
         if found is None:
-            if (
-                request.path.startswith(("/api/models/", "/api/datasets/", "/api/spaces/"))
-                or "/resolve/" in request.path
-            ):
-                raise repo_not_found(request.caller.name is None)
-            raise HubError(404, "Sorry, we can't find the page you are looking for.")
+            raise HubError(404, "This Hub does not know this path")
         name, handler = found
         return name, handler(request)
     except HubError as error:

@@ -78,6 +78,19 @@ def info_at_revision(request: Request) -> Reply:
     return _info(request, repo.resolve(request.args["rev"]), repo)
 
 
+@route("GET", "/api/{kind}")
+def repositories(request: Request) -> Reply:
+    """Those that the caller sees, by ``author`` and ``search``."""
+    author, search = request.first("author"), request.first("search")
+    shown: list[dict[str, Any]] = []
+    for repo in request.core.registry.all():
+        wanted = author in ("", repo.id.partition("/")[0]) and search.lower() in repo.id.lower()
+        if wanted and repo.kind == request.args["kind"] and request.caller.sees(repo):
+            known = describe(repo, repo.resolve("main"))
+            shown.append({key: value for key, value in known.items() if key not in ("siblings", "cardData")})
+    return json_reply(shown)
+
+
 class Listing:
     """The files and folders of a commit, each as the API shows it."""
 

@@ -13,10 +13,13 @@ from .store import MAIN, Repo, now
 
 KINDS = {"model": "models", "dataset": "datasets", "space": "spaces"}
 
+# fmt: off
 LFS_SUFFIXES = (
-    "7z arrow bin bz2 ckpt feather flac ftz gz h5 jpeg jpg joblib lz4 mds mlmodel model mp3 mp4 msgpack npy npz ogg onnx"
-    " ot parquet pb pcm pickle pkl png pt pth rar raw safetensors sam tar tflite tgz wasm wav webm webp xz zip zst"
-).split()
+    "7z", "arrow", "bin", "bz2", "ckpt", "feather", "flac", "gz", "h5", "jpeg", "jpg", "joblib", "lz4", "mlmodel",
+    "model", "mp3", "mp4", "msgpack", "npy", "npz", "ogg", "onnx", "parquet", "pb", "pickle", "pkl", "png", "pt",
+    "pth", "rar", "safetensors", "tar", "tflite", "tgz", "wasm", "wav", "webm", "webp", "xz", "zip", "zst",
+)
+# fmt: on
 
 GITATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
 

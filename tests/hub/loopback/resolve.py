@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .answers import HubError, Reply, entry_not_found, gated, text_reply
+from .answers import Reply, entry_not_found, gated, repo_not_found, text_reply
 from .lfs import disposition, ranged, signed_url
 from .registry import web_path
 from .request import Request, route
@@ -14,11 +14,7 @@ def resolve(request: Request) -> Reply:
     repo = request.repo()
     if not request.caller.may_download(repo):
         raise gated(repo.id, request.caller.name is None)
-    try:
-        commit = repo.resolve(request.args["rev"])
-    except HubError as error:
-        error.message = f"Invalid rev id: {request.args['rev']}"
-        raise
+    commit = repo.resolve(request.args["rev"])
     path = request.args["path"]
     entry = commit.tree.get(path)
     if entry is None:
@@ -33,6 +29,13 @@ def resolve(request: Request) -> Reply:
     return Reply(302, body, headers | {"Content-Type": "text/plain; charset=utf-8"})
 
 
+@route("GET", "/api/{kind}/{name}(?:/(?:revision|tree|commits)/.+)?")
+@route("GET", "/{web}{name}/(?:resolve|raw)/.+")
+def without_namespace(request: Request) -> Reply:
+    """Old models such as gpt2 have no namespace: there are none here."""
+    raise repo_not_found(request.caller.name is None)
+
+
 @route("GET", "/")
 def index(request: Request) -> Reply:
     seen = [repo for repo in request.core.registry.all() if request.caller.sees(repo)]
@@ -40,7 +43,7 @@ def index(request: Request) -> Reply:
     return text_reply("\n".join(["A loopback Hub. Its repositories:", "", *lines, ""]))
 
 
-@route("GET", "/{web}{repo}")
+@route("GET", "/(?!api/){web}{repo}")
 def page(request: Request) -> Reply:
     """The files on main and the README as text."""
     repo = request.repo()

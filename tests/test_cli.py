@@ -1,0 +1,284 @@
+"""hf-curate: score, select, inspect in a row; errors as one line; help that is pinned and quick."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+
+import hf_curate.demo
+from hf_curate import cli, load_curated
+
+GOLDEN = Path(__file__).parent / "goldens" / "cli_help.txt"
+COMMANDS = ("", "score", "select", "inspect", "demo")
+
+
+def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hf_curate.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 40 of the demo's traces and two rows that cannot be scored."""
+    folder = tmp_path_factory.mktemp("cli") / "MARKER"
+    folder.mkdir()
+    rows = hf_curate.demo.load_traces().select(range(40)).to_list()
+    rows[3]["completion"], rows[7]["completion"] = "", "no answer here"
+    (folder / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(place: Path) -> subprocess.CompletedProcess[str]:
+    model = ["--model", hf_curate.demo.MODEL, "--dtype", "float32"]
+    return run("score", place / "traces.jsonl", *model, "--out", place / "run")
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """`main` is for a process of its own: it sets how warnings are shown."""
+    import logging
+    import warnings
+
+    shown, level = warnings.showwarning, logging.getLogger("hf_curate").level
+    yield
+    warnings.showwarning = shown
+    logging.getLogger("hf_curate").setLevel(level)
+
+
+def test_score_says_how_many_rows_and_what_comes_next(scored: subprocess.CompletedProcess[str], place: Path) -> None:
+    assert scored.returncode == 0, scored.stderr
+    assert scored.stdout.splitlines()[0] == f"38 of 40 rows scored -> {place / 'run'}"
+    assert scored.stdout.splitlines()[1].startswith("next: hf-curate select ")
+    assert "hf-curate: warning: GRACE's authors score with a model that was warmed up" in scored.stderr
+    assert "2 of 40 rows have no score: 1 empty trace, 1 no answer" in scored.stderr
+    record = (place / "run" / "run.json").read_text("utf-8")
+    assert "MARKER" not in record
+    assert json.loads(record)["source"] == "local file traces.jsonl"
+
+
+def test_select_writes_a_config_that_loads(
+    scored: subprocess.CompletedProcess[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "curated-by-cli"
+    code = cli.main(["select", str(place / "run"), "--budget", "20%", "--out", str(out), "--config", "grace-20pct"])
+    assert code == 0
+    assert capsys.readouterr().out.splitlines()[0] == (f"Selection(8 of 40 rows by GRACE, budget 20%) -> {out}")
+    assert len(load_dataset(str(out), "grace-20pct", split="train")) == 8  # type: ignore[arg-type]
+    again = load_curated(out, "grace-20pct")
+    assert again.problems == []
+    assert again.manifest["source"]["id"] == "local file traces.jsonl"
+    assert again.manifest["rows"]["failed"] == {"empty trace": 1, "no answer": 1}
+    assert "MARKER" not in json.dumps(again.manifest) + (out / "README.md").read_text("utf-8")
+    assert cli.main(["inspect", str(out)]) == 0
+    assert "data and manifest agree" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--budget", "5"], 5),
+        (["--budget", "5 rows", "--strategy", "random", "--seed", "3"], 5),
+        (["--budget", "10%", "--strategy", "stratified", "--group", "damage"], 4),
+        (["--strategy", "threshold", "--min-score", "-9"], 38),
+        (["--budget", "3", "--split", "dev", "--source", "org/name@v1:main/train"], 3),
+    ],
+)
+def test_every_way_to_select_has_its_options(
+    scored: subprocess.CompletedProcess[str], place: Path, tmp_path: Path, options: list[str], rows: int
+) -> None:
+    assert cli.main(["select", str(place / "run"), "--out", str(tmp_path), "--config", "c", *options]) == 0
+    assert len(load_curated(tmp_path, "c")) == rows
+
+
+def test_inspect_shows_a_source_and_a_run(
+    scored: subprocess.CompletedProcess[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["inspect", str(place / "traces.jsonl"), "--rows", "4"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("local file traces.jsonl: 40 rows")
+    assert "row 3: cannot be scored (empty trace" in text
+    assert cli.main(["inspect", str(place / "run")]) == 0
+    assert "38 scored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["score", "no.jsonl", "--model", "MODEL", "--out", "x"], "there is no file 'no.jsonl'"),
+        (["score", "TRACES", "--model", "no-such-folder/", "--out", "x"], "neither a folder that exists nor a Hub id"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--alpha", "7"], "alpha=7.0"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--history", "window:0"], "history="),
+        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--history", "past"], "history='past'"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--prompt", "promt"], "Did you mean prompt='prompt'?"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "TRACES"], "is a file, and out= takes a folder"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "RUN", "--alpha", "0.5"], "overwrite=True (--overwrite)"),
+        (["select", "PLACE", "--budget", "5", "--out", "x", "--config", "c"], "not a run folder"),
+        (["select", "RUN", "--budget", "0%", "--out", "x", "--config", "c"], "out of range"),
+        (["select", "RUN", "--out", "x", "--config", "c"], "needs a budget"),
+        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "a/b"], "config name 'a/b' cannot be used"),
+        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--split", "a-b"], "split name 'a-b'"),
+        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--seed", "-1"], "seed=-1"),
+        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--strategy", "best"], "strategy='best'"),
+        (["select", "RUN", "--budget", "5", "--out", "TRACES", "--config", "c"], "cannot be written"),
+        (["inspect", "PLACE"], "neither a run nor a curated config"),
+        (["inspect", "PLACE", "--config", "c"], "there is no curated config 'c'"),
+        (["inspect", "no such thing"], "cannot be read"),
+        (["inspect", "org/no-such-set"], "cannot be loaded"),
+        (["demo", "--out", "PLACE"], "not the folder of an earlier demo"),
+        (["demo", "--out", "TRACES"], "not the folder of an earlier demo"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_an_error_is_one_message_on_stderr_and_exit_code_2(
+    scored: subprocess.CompletedProcess[str],
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = {"MODEL": hf_curate.demo.MODEL, "TRACES": place / "traces.jsonl", "RUN": place / "run", "PLACE": place}
+    before = sorted(place.rglob("*"))
+    assert cli.main([str(known.get(argument, argument)) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    line = next(line for line in err.splitlines() if line.startswith("hf-curate: error: "))
+    assert words in line
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["push"],
+        ["score"],
+        ["select", "x"],
+        ["score", "x", "--model", "m", "--out", "o", "--history", "window:x"],
+        ["score", "x", "--model", "m", "--out", "o", "--alpha", "x"],
+    ],
+)
+def test_wrong_usage_is_argparse_s_exit_2_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: hf-curate")
+
+
+def help_text() -> str:
+    """The help of every command at 100 columns, without what differs between versions of Python."""
+    texts = []
+    for command in COMMANDS:
+        done = run(*command.split(), "--help", env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"})
+        assert done.returncode == 0
+        assert done.stderr == ""
+        texts.append(f"$ hf-curate {command} --help\n".replace("  ", " ") + done.stdout)
+    return re.sub(r"-(\w) ([A-Z]+), --", r"-\1, --", "\n".join(texts))
+
+
+def test_the_help_is_the_pinned_one() -> None:
+    text = help_text()
+    if os.environ.get("HF_CURATE_UPDATE_GOLDENS"):
+        GOLDEN.write_text(text, "utf-8")
+    assert text == GOLDEN.read_text("utf-8")
+
+
+def test_every_option_of_the_command_line_is_explained() -> None:
+    parser = cli._parser()
+    commands = next(action for action in parser._actions if action.dest == "help").container._actions[-1].choices
+    assert commands is not None
+    assert {name for name in COMMANDS if name} == set(commands)
+    for name, command in dict(commands).items():  # type: ignore[call-overload]
+        assert all(action.help for action in command._actions), name
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    start = time.perf_counter()
+    code = "import sys; from hf_curate import cli\ntry: cli.main(['score', '--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert time.perf_counter() - start < 2
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").stdout.strip() == f"hf_curate {hf_curate.__version__}"
+
+
+@pytest.mark.parametrize("rows", ["1", "40"])
+def test_a_reader_that_leaves_ends_it_quietly(place: Path, rows: str) -> None:
+    command = [sys.executable, "-m", "hf_curate.cli", "inspect", str(place / "traces.jsonl"), "--rows", rows]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+        code = process.wait(60)
+    assert code == 141
+    assert "BrokenPipe" not in errors
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_is_exit_code_130_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_curate.inspect.inspect_source", interrupted)
+    assert cli.main(["inspect", "x.jsonl"]) == 130
+    assert capsys.readouterr().err == "hf-curate: interrupted\n"
+
+
+STOPPED = """
+import os, signal
+from hf_curate import cli
+from hf_curate.runs import local
+
+def write(folder, *_):
+    folder.mkdir()
+    (folder / ".scored.parquet").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGINT)
+
+local._write = write
+raise SystemExit(cli.main(ARGUMENTS))
+"""
+
+
+def test_ctrl_c_while_scoring_leaves_a_folder_that_can_be_scored_into_again(place: Path, tmp_path: Path) -> None:
+    arguments = [
+        "score",
+        str(place / "traces.jsonl"),
+        "--model",
+        str(hf_curate.demo.MODEL),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    code = STOPPED.replace("ARGUMENTS", repr(arguments))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert cli.main(arguments) == 0
+
+
+def test_output_that_is_not_a_terminal_may_be_any_stream(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(["inspect", str(place / "traces.jsonl"), "--rows", "0"]) == 0
+    assert "40 rows" in stream.getvalue()
