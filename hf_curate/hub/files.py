@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import CurateError, MissingPackageError
-from hf_curate.hub.manifest import check_names, manifest_bytes, with_files
+from hf_curate.hub.manifest import check_names, is_shard, manifest_bytes, shard_name, with_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +38,7 @@ def save(selection: Selection, folder: Path, config_name: str, split: str) -> Pa
     own = folder / config_name
     try:
         own.mkdir(parents=True, exist_ok=True)
-        _write_shards(selection.dataset, own, split)
+        _write_shards(selection.dataset, own, manifest)
         _replace(own / f"{split}.manifest.json", manifest_bytes(manifest))
         for name, image in images.items():
             _replace(folder / name, image)
@@ -69,14 +69,14 @@ def _replace(path: Path, content: bytes) -> None:
     unfinished.replace(path)
 
 
-def _write_shards(dataset: Dataset, folder: Path, split: str) -> None:
+def _write_shards(dataset: Dataset, folder: Path, manifest: Mapping[str, Any]) -> None:
     """All shards are written under temporary names, then the old ones go and the new ones get their names: a shard
     that is there is whole, and an error while writing leaves what was there."""
     from datasets.features.features import require_storage_embed
 
     share = len(dataset) / max(1, dataset.data.num_rows)
     shards = max(1, min(len(dataset), math.ceil(dataset.data.nbytes * share / SHARD_BYTES)))
-    names = [f"{split}-{index:05d}-of-{shards:05d}.parquet" for index in range(shards)]
+    names = [shard_name(manifest, index, shards) for index in range(shards)]
     plain = dataset.with_format("arrow")
     files = any(require_storage_embed(feature) for feature in dataset.features.values())
     try:
@@ -85,9 +85,8 @@ def _write_shards(dataset: Dataset, folder: Path, split: str) -> None:
             if files:
                 shard = shard.map(with_files, batched=True, batch_size=100, keep_in_memory=True)
             shard.to_parquet(folder / f".{name}")
-        own = re.compile(rf"{re.escape(split)}-\d{{5}}-of-\d{{5}}\.parquet")
         for path in folder.iterdir():
-            if own.fullmatch(path.name):
+            if is_shard(path.name, manifest["split"]):
                 path.unlink()
         for name in names:
             (folder / f".{name}").replace(folder / name)

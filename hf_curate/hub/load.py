@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_curate.errors import ManifestError
-from hf_curate.hub.manifest import SOURCE_ROW, check_names, differences, read_manifest
+from hf_curate.hub.manifest import SOURCE_ROW, check_names, differences, is_shard, read_manifest
 from hf_curate.selection import Selection
 
 _SUFFIX = ".manifest.json"
@@ -43,7 +43,8 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
     if split not in splits:
         raise ManifestError(f"config {config_name!r} has no split {split!r}; it has {', '.join(splits)}.")
     manifest = read_manifest(root / config_name / f"{split}{_SUFFIX}")
-    files = [glob.escape(str(path)) for path in sorted((root / config_name).resolve().glob(f"{split}-*.parquet"))]
+    own = (root / config_name).resolve()
+    files = [glob.escape(str(path)) for path in sorted(own.iterdir()) if is_shard(path.name, split)]
     try:
         # Not by folder and config: `datasets` keys its cache for folders by their last name and the patterns of the
         # config, so that it would give what another folder of that name, or this one before, held.

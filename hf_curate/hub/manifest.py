@@ -116,7 +116,35 @@ def differences(manifest: Mapping[str, Any], dataset: Dataset) -> list[str]:
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     """The manifest as its file holds it."""
-    return (json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False, default=_number)
+    return (text + "\n").encode()
+
+
+def _number(value: Any) -> int | float:
+    """numpy scalars, of manifests that were made by hand."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a manifest cannot hold {type(value).__name__}")
+
+
+def data_files(manifest: Mapping[str, Any]) -> str:
+    """Pattern of the parquet files in the repo. `datasets` keys its cache for a folder by the folder's last name and
+    this pattern alone, so the pattern has to change with the content: it ends in a digest of the manifest."""
+    return f"{manifest['config_name']}/{manifest['split']}-*-{_content(manifest)}.parquet"
+
+
+def shard_name(manifest: Mapping[str, Any], index: int, shards: int) -> str:
+    """File name of one shard, matched by `data_files`."""
+    return f"{manifest['split']}-{index:05d}-of-{shards:05d}-{_content(manifest)}.parquet"
+
+
+def is_shard(name: str, split: str) -> bool:
+    """Whether a file name is that of a shard of this split, of whatever content."""
+    return re.fullmatch(rf"{re.escape(split)}-\d{{5}}-of-\d{{5}}(-[0-9a-f]{{12}})?\.parquet", name) is not None
+
+
+def _content(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(manifest_bytes(manifest)).hexdigest()[:12]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

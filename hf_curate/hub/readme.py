@@ -16,14 +16,13 @@ from typing import Any
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
-from hf_curate.errors import ConfigNameError, CurateError
+from hf_curate.errors import CurateError
 from hf_curate.hub.card import Card, budget_words, model_name
 from hf_curate.hub.frontmatter import FrontMatter
+from hf_curate.hub.manifest import check_names, data_files
 from hf_curate.hub.markdown import escape, shortened, visible
 
 TAGS = ["hf_curate", "reasoning", "data-selection"]
-CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 
 _BLOCK = re.compile(
     r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))"
@@ -89,20 +88,6 @@ def merge_readme(
     return bom + merged, notes
 
 
-def check_names(config: str, split: str) -> None:
-    """Refuse names that the Hub would take and `datasets` could not load back (globs, slashes, dashes in splits)."""
-    if not CONFIG_NAME.fullmatch(config) or config == "data":
-        raise ConfigNameError(
-            f"The config name {visible(config)[:120]!r} cannot be loaded back: use 1 to 96 of the characters A-Z a-z "
-            "0-9 . _ - , beginning with a letter or digit, and not 'data'"
-        )
-    if not SPLIT_NAME.fullmatch(split):
-        raise ConfigNameError(
-            f"The split name {visible(split)[:120]!r} cannot be loaded back: use letters, digits and _ ('train'); "
-            "dashes are for the config name"
-        )
-
-
 def _edit_front_matter(
     front: FrontMatter, manifest: Mapping[str, Any], config: str, split: str, exists: bool, notes: list[str]
 ) -> None:
@@ -124,7 +109,7 @@ def _edit_front_matter(
     source_id = str(source.get("id") or "")
     if _HUB_ID.fullmatch(source_id) and ("/" in source_id or source.get("sha")):
         _add_items(front, "source_datasets", [source_id], notes)
-    _add_config(front, config, split, notes)
+    _add_config(front, manifest, notes)
     entry = {
         "selector": str(manifest["selector"]["name"]),
         "model": model_name(manifest),
@@ -169,9 +154,9 @@ def _add_items(front: FrontMatter, key: str, items: list[str], notes: list[str])
         notes.append(f"README.md has {key} {present!r}, which is not a list: {', '.join(items)} was not added.")
 
 
-def _add_config(front: FrontMatter, config: str, split: str, notes: list[str]) -> None:
+def _add_config(front: FrontMatter, manifest: Mapping[str, Any], notes: list[str]) -> None:
     """Our data files into `configs`: a new entry, a new split of an entry, or nothing where it is there already."""
-    path = f"{config}/{split}-*.parquet"
+    config, split, path = manifest["config_name"], manifest["split"], data_files(manifest)
     configs = front.get("configs")
     entries = configs if isinstance(configs, list) else []
     place = next(
@@ -190,7 +175,8 @@ def _add_config(front: FrontMatter, config: str, split: str, notes: list[str]) -
         if str(file["split"]) == split:
             if file.get("path") not in (path, [path]):
                 old = visible(str(file.get("path")))
-                notes.append(f"Split {split!r} of {config!r} was read from {old!r} and is now read from {path!r}.")
+                if not old.startswith(f"{config}/{split}-*-"):  # not an earlier content of the same split
+                    notes.append(f"Split {split!r} of {config!r} was read from {old!r}, and now from {path!r}.")
                 front.put(("configs", place, "data_files", i, "path"), path)
             return
     front.append(("configs", place, "data_files"), {"split": split, "path": path})

@@ -73,7 +73,7 @@ def score(
     if not len(dataset):
         raise ScoreError("the dataset is empty: there is nothing to score.")
     if out is not None:
-        _check_folder(Path(out), scorer, overwrite)
+        _check_folder(Path(out), scorer, dataset._fingerprint, overwrite)
     make = getattr(scorer, "features", None)
     features = make(dataset) if make is not None else Features({**dataset.features, **scorer.columns})
     name = str(scorer.record().get("name", "score"))
@@ -90,7 +90,7 @@ def score(
         listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(3))
         logger.info("%d of %d rows have no score: %s", sum(failures.values()), len(scored), listed)
     if out is not None:
-        _write(Path(out), scored, scorer, source)
+        _write(Path(out), scored, scorer, source, dataset._fingerprint)
     return scored
 
 
@@ -102,7 +102,7 @@ def failed_rows(scored: Dataset, scorer: AnyScorer) -> Counter[str]:
     return Counter(reason for reason in scored.with_format("arrow")[column].to_pylist() if reason)
 
 
-def _check_folder(folder: Path, scorer: AnyScorer, overwrite: bool) -> None:
+def _check_folder(folder: Path, scorer: AnyScorer, fingerprint: str, overwrite: bool) -> None:
     """The folder is new, empty, or holds a run of the same scorer (or of another one that may be replaced)."""
     if not folder.exists():
         return
@@ -122,18 +122,26 @@ def _check_folder(folder: Path, scorer: AnyScorer, overwrite: bool) -> None:
         raise CurateError(
             f"the folder {folder.name!r} holds other files and no {RECORD_FILE}: give the run its own folder."
         )
+    if overwrite:
+        return
     try:
-        before = load_record(folder)["scorer"]["identity"]
+        stored = load_record(folder)
+        before, rows = stored["scorer"]["identity"], stored.get("fingerprint")
     except CurateError:
-        before = "not readable"
-    if before != scorer.identity and not overwrite:
+        before, rows = "not readable", None
+    if before != scorer.identity:
         raise CurateError(
             f"the folder {folder.name!r} holds a run of another scorer or other settings (identity "
             f"{str(before)[:12]}, now {scorer.identity[:12]}): give another folder, or overwrite=True (--overwrite)."
         )
+    if rows != fingerprint:
+        raise CurateError(
+            f"the folder {folder.name!r} holds a run over another dataset (fingerprint {rows}, now {fingerprint}): give "
+            "another folder, or overwrite=True (--overwrite)."
+        )
 
 
-def _write(folder: Path, scored: Dataset, scorer: AnyScorer, source: str | None) -> None:
+def _write(folder: Path, scored: Dataset, scorer: AnyScorer, source: str | None, fingerprint: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{SCORES_FILE}"
     scored.to_parquet(unfinished)
@@ -141,6 +149,7 @@ def _write(folder: Path, scored: Dataset, scorer: AnyScorer, source: str | None)
         "schema": SCHEMA,
         "source": public_name(source),
         "rows": len(scored),
+        "fingerprint": fingerprint,
         "score_columns": list(scorer.columns),
         "scorer": scorer.record(),
     }

@@ -15,6 +15,7 @@ from test_manifest import BAD_CONFIGS, BAD_SPLITS
 from hf_curate import Selection, load_curated, select
 from hf_curate.errors import ConfigNameError, CurateError
 from hf_curate.hub import files
+from hf_curate.hub.manifest import shard_name
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,10 @@ def test_plain_datasets_loads_what_was_saved(picked: Selection, tmp_path: Path) 
     again = loaded(tmp_path, "grace-20pct")
     assert again.to_list() == picked.dataset.to_list()
     assert again.features == picked.dataset.features
+    saved = {**picked.manifest, "config_name": "grace-20pct", "split": "train"}
     assert sorted(tree(tmp_path)) == [
         "README.md",
-        "grace-20pct/train-00000-of-00001.parquet",
+        f"grace-20pct/{shard_name(saved, 0, 1)}",
         "grace-20pct/train.manifest.json",
         "grace-20pct/train.scores.png",
     ]
@@ -91,7 +93,8 @@ def test_fewer_shards_than_before_remove_the_stale_ones_of_this_split_alone(
     many = sorted(path.name for path in (tmp_path / "c").glob("*.parquet"))
     count = len(many) // 2
     assert count > 2
-    assert many == [f"{s}-{i:05d}-of-{count:05d}.parquet" for s in ("dev", "train") for i in range(count)]
+    both = [{**picked.manifest, "config_name": "c", "split": split} for split in ("dev", "train")]
+    assert many == [shard_name(saved, i, count) for saved in both for i in range(count)]
     assert loaded(tmp_path, "c")["source_row"][:] == picked.indices.tolist()
     strangers = ["train-notes.parquet", "train-00000-of-00001.parquet.bak", "notes.txt"]
     for name in strangers:
@@ -100,7 +103,7 @@ def test_fewer_shards_than_before_remove_the_stale_ones_of_this_split_alone(
     picked.save(tmp_path, "c")
     left = sorted(path.name for path in (tmp_path / "c").iterdir())
     assert [name for name in left if name.startswith("train-0") and name.endswith("parquet")] == [
-        "train-00000-of-00001.parquet"
+        shard_name(both[1], 0, 1)
     ]
     assert [name for name in left if name.startswith("dev-")] == many[:count]
     assert set(strangers) <= set(left)
@@ -224,7 +227,8 @@ def test_images_travel_inside_the_parquet_and_no_path_of_this_machine_does(tmp_p
     assert b"MARKER" not in b"".join(tree(tmp_path / "repo").values())
     again = loaded(tmp_path / "repo", "c")
     assert [image and image.getpixel((0, 0)) for image in again["image"][:]] == [(0, 0, 0), (1, 0, 0), (2, 0, 0), None]
-    stored = pq.read_table(tmp_path / "repo" / "c" / "train-00000-of-00001.parquet")["image"].to_pylist()
+    [shard] = (tmp_path / "repo" / "c").glob("*.parquet")
+    stored = pq.read_table(shard)["image"].to_pylist()
     assert [image and image["path"] for image in stored] == ["0.png", "1.png", "2.png", None]
     assert load_curated(tmp_path / "repo", "c").problems == []
 
@@ -251,13 +255,16 @@ def test_a_selection_of_many_rows_is_written_as_the_same_rows(tmp_path: Path) ->
     assert load_curated(tmp_path, "half").problems == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="datasets keys its cache by the folder's last name and the patterns in README.md, not by the files: the "
-    "entry in `configs` must change with the content (a `description` with the digest of the rows does it)",
-)
 def test_plain_datasets_loads_the_new_rows_after_a_second_save(tmp_path: Path) -> None:
     for scores in ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]):
         kept = select(plain(scores), "score", 1)
         kept.save(tmp_path, "c")
         assert loaded(tmp_path, "c")["source_row"][:] == kept.indices.tolist()
+
+
+def test_plain_datasets_tells_folders_of_the_same_name_apart(tmp_path: Path) -> None:
+    """`datasets` keys its cache for a folder by its last name and the patterns of the config, not by its path."""
+    for parent, scores in (("x", [1.0, 2.0, 3.0]), ("y", [3.0, 2.0, 1.0])):
+        kept = select(plain(scores), "score", 1)
+        kept.save(tmp_path / parent / "curated", "c")
+        assert loaded(tmp_path / parent / "curated", "c")["source_row"][:] == kept.indices.tolist()

@@ -22,7 +22,6 @@ from hf_curate import CurateError, Selection, load_curated, select
 from hf_curate.errors import ManifestError
 from hf_curate.hub.load import curated_configs
 
-SHARD = "grace/train-00000-of-00001.parquet"
 MANIFEST = "grace/train.manifest.json"
 
 
@@ -42,6 +41,12 @@ def saved(picked: Selection, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repo(saved: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(saved, tmp_path / "repo")
     return tmp_path / "repo"
+
+
+@pytest.fixture
+def shard(repo: Path) -> Path:
+    [path] = (repo / "grace").glob("train-*.parquet")
+    return path
 
 
 def change_manifest(repo: Path, change: Any) -> None:
@@ -143,8 +148,8 @@ def replaced(table: pa.Table, name: str, row: int, value: Any) -> pa.Table:
     ],
     ids=["shorter", "text", "null", "row", "order", "column", "source_row"],
 )
-def test_changed_data_is_a_warning_that_says_what_differs(repo: Path, change: Any, words: str) -> None:
-    tamper(repo / SHARD, change)
+def test_changed_data_is_a_warning_that_says_what_differs(repo: Path, shard: Path, change: Any, words: str) -> None:
+    tamper(shard, change)
     with pytest.warns(UserWarning, match="grace/train: ") as caught:
         again = load_curated(repo, "grace")
     assert len(caught) == 1
@@ -179,13 +184,13 @@ def test_a_manifest_of_another_schema_or_no_json_is_refused(repo: Path) -> None:
         load_curated(repo, "grace")
 
 
-def test_files_that_are_no_parquet_or_are_gone_are_a_clear_error(repo: Path) -> None:
-    whole = (repo / SHARD).read_bytes()
+def test_files_that_are_no_parquet_or_are_gone_are_a_clear_error(repo: Path, shard: Path) -> None:
+    whole = shard.read_bytes()
     for content in (b"", b"PAR1", whole[:-100], whole[100:]):
-        (repo / SHARD).write_bytes(content)
+        shard.write_bytes(content)
         with pytest.raises(ManifestError, match="cannot be loaded"):
             load_curated(repo, "grace")
-    (repo / SHARD).unlink()
+    shard.unlink()
     with pytest.raises(ManifestError, match=r"no files train-\*\.parquet"):
         load_curated(repo, "grace")
 

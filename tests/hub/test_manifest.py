@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hf_curate.errors import ConfigNameError, ManifestError
-from hf_curate.hub import readme
 from hf_curate.hub.manifest import check_names, differences, manifest_bytes, read_manifest, versions
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "manifest_grace.json"
@@ -87,15 +84,6 @@ def test_a_split_name_that_cannot_be_loaded_back_is_refused(name: Any) -> None:
 def test_plain_names_are_taken(name: str) -> None:
     check_names(name, "train")
     check_names("c", re.sub(r"\W+", "_", name))
-
-
-@given(st.text(max_size=5), st.text(max_size=5))
-def test_both_rooms_that_check_names_agree_on_what_may_be_saved(config: str, split: str) -> None:
-    try:
-        check_names(config, split)
-    except ConfigNameError:
-        return
-    readme.check_names(config, split)
 
 
 def golden() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hf_curate.errors import ConfigNameError, CurateError
 from hf_curate.hub.card import Card
+from hf_curate.hub.manifest import data_files
 from hf_curate.hub.readme import merge_readme
 
 MANIFEST = json.loads((Path(__file__).parents[1] / "goldens" / "manifest_grace.json").read_text(encoding="utf-8"))
@@ -51,7 +52,7 @@ def test_a_new_readme_declares_config_tags_size_source_licence_and_our_key() -> 
     data = front(text)
     assert notes == []
     assert data["configs"] == [
-        {"config_name": "grace-20pct", "data_files": [{"split": "train", "path": "grace-20pct/train-*.parquet"}]}
+        {"config_name": "grace-20pct", "data_files": [{"split": "train", "path": data_files(made())}]}
     ]
     assert data["tags"] == ["hf_curate", "reasoning", "data-selection"]
     assert data["size_categories"] == ["1K<n<10K"]
@@ -81,7 +82,7 @@ def test_a_second_config_and_a_second_split_are_added_and_the_first_stays() -> N
     second, notes = merge(first, made("grace-5pct"))
     third, more = merge(second, made("grace-20pct", "test"))
     assert notes == more == []
-    files = [{"split": s, "path": f"grace-20pct/{s}-*.parquet"} for s in ("train", "test")]
+    files = [{"split": s, "path": data_files(made("grace-20pct", s))} for s in ("train", "test")]
     assert front(third)["configs"][0] == {"config_name": "grace-20pct", "data_files": files}
     assert [c["config_name"] for c in front(third)["configs"]] == ["grace-20pct", "grace-5pct"]
     assert set(front(third)["hf_curate"]["configs"]["grace-20pct"]) == {"train", "test"}
@@ -136,7 +137,7 @@ def test_front_matter_in_any_style_is_added_to_and_nothing_is_lost(configs: str,
     text, _ = merge(existing)
     data, old = front(text), front(existing)
     ours = next(c for c in data["configs"] if c["config_name"] == "grace-20pct")
-    assert {"split": "train", "path": "grace-20pct/train-*.parquet"} in ours["data_files"]
+    assert {"split": "train", "path": data_files(made())} in ours["data_files"]
     for key, value in old.items():
         if key not in ("configs", "hf_curate", "tags", "size_categories", "source_datasets"):
             assert data[key] == value
@@ -198,10 +199,8 @@ def test_a_split_that_pointed_elsewhere_is_repointed_and_said() -> None:
     text, notes = merge(
         "---\nconfigs:\n- config_name: grace-20pct\n  data_files:\n  - split: train\n    path: old.csv # here\n---\n"
     )
-    assert "    path: grace-20pct/train-*.parquet # here\n" in text
-    assert notes == [
-        "Split 'train' of 'grace-20pct' was read from 'old.csv' and is now read from 'grace-20pct/train-*.parquet'."
-    ]
+    assert f"    path: {data_files(made())} # here\n" in text
+    assert notes == [f"Split 'train' of 'grace-20pct' was read from 'old.csv', and now from {data_files(made())!r}."]
 
 
 def test_a_licence_that_is_there_is_never_changed_and_an_unknown_one_never_invented() -> None:
