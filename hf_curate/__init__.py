@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_curate.gradients.alignment import step_scores
     from hf_curate.hub.card import Card
     from hf_curate.hub.load import load_curated
+    from hf_curate.hub.push import push
     from hf_curate.runs.local import score
     from hf_curate.scorers.grace import GraceScorer
     from hf_curate.selection import Selection, select
@@ -22,6 +23,7 @@ _HOMES = {
     "GraceScorer": "scorers.grace",
     "Selection": "selection",
     "load_curated": "hub.load",
+    "push": "hub.push",
     "score": "runs.local",
     "select": "selection",
     "step_scores": "gradients.alignment",
@@ -33,6 +35,7 @@ __all__ = [
     "GraceScorer",
     "Selection",
     "load_curated",
+    "push",
     "score",
     "select",
     "step_scores",

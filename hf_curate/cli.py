@@ -1,4 +1,4 @@
-"""hf-curate: score | select | inspect | demo. The options have the names of the Python arguments."""
+"""hf-curate: score | select | push | inspect | demo. The options have the names of the Python arguments."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ Keep the best rows of a scored run under a budget, and write them as one config 
 
   hf-curate select runs/gsm8k --budget 20% --out curated --config grace-20pct
   hf-curate select runs/gsm8k --budget "2M tokens" --strategy random --out curated --config random-2m
+"""
+PUSH_HELP = """\
+Push the configs of a saved folder to a dataset repo on the Hub, all in one commit; what else is there stays untouched.
+
+  hf-curate push curated me/gsm8k-grace --dry-run
+  hf-curate push curated me/gsm8k-grace --config grace-20pct --private
 """
 INSPECT_HELP = """\
 Look before (or after) you leap: how the rows of a dataset are read, what a run holds, or what a saved config claims.
@@ -74,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_score(commands)
     _add_select(commands)
+    _add_push(commands)
     _add_inspect(commands)
     demo = _command(commands, "demo", DEMO_HELP, _demo)
     demo.add_argument(
@@ -168,6 +175,21 @@ def _add_select(commands: Any) -> None:
     parser.add_argument("--source", help="what the card calls the source (default: what was scored)")
 
 
+def _add_push(commands: Any) -> None:
+    parser = _command(commands, "push", PUSH_HELP, _push)
+    parser.add_argument("folder", metavar="FOLDER", help="folder that `hf-curate select` wrote")
+    parser.add_argument("repo_id", metavar="REPO", help="owner/name; created if it is not there")
+    parser.add_argument("--config", metavar="NAME", action="append", help="only this config (may be repeated)")
+    parser.add_argument(
+        "--private", action=argparse.BooleanOptionalAction, help="of a new repo (default: as the source)"
+    )
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
+    parser.add_argument("--commit-message", metavar="TEXT")
+    parser.add_argument("--allow-gated", action="store_true", help="copy rows of a gated source")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+
+
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", INSPECT_HELP, _inspect)
     parser.add_argument("target", metavar="TARGET", help="a source, a run folder, or a dataset repo folder")
@@ -231,6 +253,35 @@ def _select(arguments: argparse.Namespace) -> None:
     picked.save(arguments.out, arguments.config, split=arguments.split)
     print(f"{picked!r} -> {arguments.out}")
     print(f'next: load_dataset("{arguments.out}", "{arguments.config}", split="{arguments.split}")')
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from hf_curate.hub.files import staged_in
+    from hf_curate.hub.load import curated_configs
+    from hf_curate.hub.push import PushPlan, push_staged
+
+    folder = Path(arguments.folder).expanduser()
+    there = curated_configs(folder)
+    wanted = arguments.config or list(there)
+    missing = [name for name in wanted if name not in there]
+    if missing or not wanted:
+        raise CurateError(
+            f"{folder.name!r} holds {'no config ' + repr(missing[0]) if missing else 'no curated config'}; there are: "
+            f"{', '.join(map(repr, there)) or 'none'}."
+        )
+    done = push_staged(
+        [staged_in(folder, name, split) for name in wanted for split in there[name]],
+        arguments.repo_id,
+        private=arguments.private,
+        create_pr=arguments.create_pr,
+        revision=arguments.revision,
+        commit_message=arguments.commit_message,
+        allow_gated=arguments.allow_gated,
+        dry_run=arguments.dry_run,
+    )
+    print(done if isinstance(done, PushPlan) else done.pr_url or done.commit_url)
+    if not isinstance(done, PushPlan):
+        print(f'next: load_dataset("{arguments.repo_id}", "{wanted[0]}", split="{there[wanted[0]][0]}")')
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

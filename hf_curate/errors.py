@@ -35,6 +35,10 @@ class ManifestError(CurateError):
     """A manifest that is missing, of another schema, or that cannot be read."""
 
 
+class HubError(CurateError):
+    """The Hub refused, gave no clear answer, or holds something else than was sent."""
+
+
 class MissingPackageError(CurateError, ImportError):
     """An optional package is not installed."""
 

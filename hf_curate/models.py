@@ -138,7 +138,7 @@ class ModelSource:
             self._commit, why = model_commit(self.name, self.revision or "main")
             if self._commit is None:
                 asked = f"{self.name}@{self.revision}"
-                raise ModelError(f"{asked} cannot be resolved to a commit ({why}) and is not in the local cache.")
+                raise ModelError(f"{asked} cannot be resolved to a commit: {why}.")
         return self._commit
 
     @property

@@ -21,8 +21,10 @@ from hf_curate.stats import spearman
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from huggingface_hub import CommitInfo
 
     from hf_curate.hub.card import Card
+    from hf_curate.hub.push import PushPlan
     from hf_curate.runs.local import AnyScorer
 
 BINS = 40
@@ -78,6 +80,57 @@ class Selection:
         from hf_curate.hub.files import save
 
         return save(self, Path(folder), config_name, split)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        config_name: str,
+        *,
+        split: str = "train",
+        private: bool | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        max_shard_size: int | str | None = None,
+        token: str | bool | None = None,
+        allow_gated: bool = False,
+        dry_run: bool = False,
+    ) -> CommitInfo | PushPlan:
+        """Pushes the files that `save` writes to a dataset repo, in one commit; other configs stay untouched.
+
+        Args:
+            repo_id: "owner/name"; created if it is not there.
+            config_name, split: what `load_dataset(repo_id, config_name, split=split)` will load.
+            private: of a new repo; None is private where the source is private or gated.
+            create_pr: open a pull request instead of committing.
+            revision: branch to commit to, created if it is not there; None is the default branch.
+            commit_message: None names the config.
+            max_shard_size: bytes, or "500MB"; None is 500 MB.
+            token: None takes the login or HF_TOKEN; it is never sent over plain http to another machine.
+            allow_gated: whether rows of a gated source may be copied; refused otherwise.
+            dry_run: send nothing, and return what would be sent.
+
+        Returns:
+            The commit, read back and compared; with `dry_run` a plan that prints as files, sizes and the README.
+
+        Raises:
+            HubError: the Hub refuses, gives no clear answer, or holds other rows than were sent. ConfigNameError.
+        """
+        from hf_curate.hub.push import push
+
+        return push(
+            {config_name: self},
+            repo_id,
+            split=split,
+            private=private,
+            create_pr=create_pr,
+            revision=revision,
+            commit_message=commit_message,
+            max_shard_size=max_shard_size,
+            token=token,
+            allow_gated=allow_gated,
+            dry_run=dry_run,
+        )
 
 
 def select(

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_curate.errors import CurateError
-from hf_curate.hub.resolve import dataset_commit
+from hf_curate.hub.resolve import dataset_commit, dataset_license
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,5 +132,7 @@ def source_record(source: str | None, dataset: Dataset) -> dict[str, Any] | None
     if _LOCAL.fullmatch(name):
         return {**record, "id": name}
     parts = parse(source)
-    sha, license_name = dataset_commit(str(parts["id"]), parts["revision"] or "main")
-    return {**record, **parts, "revision": parts["revision"] or "main", "sha": sha, "license": license_name}
+    revision = parts["revision"] or "main"
+    sha, _ = dataset_commit(str(parts["id"]), revision)
+    license_name = dataset_license(str(parts["id"]), sha) if sha else None
+    return {**record, **parts, "revision": revision, "sha": sha, "license": license_name}

@@ -1,15 +1,22 @@
-"""A selection as the files of a Hub dataset repo: `<config>/<split>-*.parquet`, manifest, plots, README.md."""
+"""A selection as the files of a Hub dataset repo: `<config>/<split>-*.parquet`, manifest, plots, README.md.
+
+What is saved and what is pushed is staged by the same function, so both hold the same bytes.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import CurateError, MissingPackageError
-from hf_curate.hub.manifest import check_names, is_shard, manifest_bytes, shard_name, with_files
+from hf_curate.hub.card import Card
+from hf_curate.hub.manifest import check_names, is_shard, manifest_bytes, read_manifest, shard_name, with_files
+from hf_curate.hub.readme import merge_readme
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,26 +30,96 @@ TITLE = "Curated reasoning data"
 """Heading of a README that is new; one that is there keeps its own."""
 
 
-def save(selection: Selection, folder: Path, config_name: str, split: str) -> Path:
-    """See `Selection.save`."""
-    from hf_curate.hub.card import Card
-    from hf_curate.hub.readme import merge_readme
+@dataclass(frozen=True)
+class Staged:
+    """One config and split as files on this machine, all but the README.
 
+    files: path in the repo -> local file; plots: name of a plot -> path in the repo.
+    """
+
+    manifest: Mapping[str, Any]
+    files: dict[str, Path]
+    plots: dict[str, str]
+
+    @property
+    def config_name(self) -> str:
+        return self.manifest["config_name"]
+
+    @property
+    def split(self) -> str:
+        return self.manifest["split"]
+
+    @property
+    def parquet(self) -> list[str]:
+        return sorted(path for path in self.files if path.endswith(".parquet"))
+
+    def replaces(self, path: str) -> bool:
+        """Whether a file of the repo is a shard of this config and split, of whatever content."""
+        folder, _, name = path.rpartition("/")
+        return folder == self.config_name and is_shard(name, self.split)
+
+
+def stage(
+    selection: Selection, folder: Path, config_name: str, split: str, *, shard_bytes: int | None = None
+) -> Staged:
+    """Writes a selection's parquet, manifest and plots under `folder`, laid out as in the repo."""
     check_names(config_name, split)
     manifest = {**selection.manifest, "config_name": config_name, "split": split}
-    readme = folder / "README.md"
-    before = _text(readme)
     plots, images = _plots(manifest, config_name, split)
-    card = Card(manifest, plots)
-    text, notes = merge_readme(before, manifest, card=card, title=TITLE)
     own = folder / config_name
+    own.mkdir(parents=True, exist_ok=True)
+    names = _write_shards(selection.dataset, own, manifest, shard_bytes or SHARD_BYTES)
+    (own / f"{split}.manifest.json").write_bytes(manifest_bytes(manifest))
+    for path, image in images.items():
+        (folder / path).write_bytes(image)
+    paths = [f"{config_name}/{name}" for name in (*names, f"{split}.manifest.json")]
+    return Staged(manifest, {path: folder / path for path in (*paths, *images)}, plots)
+
+
+def staged_in(folder: Path, config_name: str, split: str) -> Staged:
+    """The files of a config and split that `save` wrote."""
+    own = folder / config_name
+    manifest = read_manifest(own / f"{split}.manifest.json")
+    paths = [f"{config_name}/{path.name}" for path in sorted(own.iterdir()) if is_shard(path.name, split)]
+    if not paths or (manifest.get("config_name"), manifest.get("split")) != (config_name, split):
+        raise CurateError(
+            f"{folder.name}/{config_name} does not hold what its manifest says (config "
+            f"{manifest.get('config_name')!r}, split {manifest.get('split')!r}, {len(paths)} parquet files): save the "
+            "config again."
+        )
+    plot = f"{config_name}/{split}.scores.png"
+    plots = {"scores": plot} if (folder / plot).is_file() else {}
+    paths += [f"{config_name}/{split}.manifest.json", *plots.values()]
+    return Staged(manifest, {path: folder / path for path in paths}, plots)
+
+
+def merged_readme(before: str | None, staged: Sequence[Staged]) -> tuple[str, list[str]]:
+    """The README with a section for each staged config and split, and sentences that the user should read."""
+    text, notes = before, []
+    for part in staged:
+        text, more = merge_readme(text, part.manifest, card=Card(dict(part.manifest), part.plots), title=TITLE)
+        notes += more
+    return text or "", notes
+
+
+def save(selection: Selection, folder: Path, config_name: str, split: str) -> Path:
+    """See `Selection.save`. Everything is written beside the folder's files first and then renamed into place."""
+    check_names(config_name, split)
+    readme = folder / "README.md"
     try:
-        own.mkdir(parents=True, exist_ok=True)
-        _write_shards(selection.dataset, own, manifest)
-        _replace(own / f"{split}.manifest.json", manifest_bytes(manifest))
-        for name, image in images.items():
-            _replace(folder / name, image)
-        _replace(readme, text.encode("utf-8"))
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".hf_curate-") as unfinished:
+            staged = stage(selection, Path(unfinished), config_name, split)
+            text, notes = merged_readme(_text(readme), [staged])
+            (Path(unfinished) / "README.md").write_bytes(text.encode("utf-8"))
+            own = folder / config_name
+            own.mkdir(exist_ok=True)
+            for path in own.iterdir():
+                if staged.replaces(f"{config_name}/{path.name}"):
+                    path.unlink()
+            for path, local in staged.files.items():
+                local.replace(folder / path)
+            (Path(unfinished) / "README.md").replace(readme)
     except OSError as error:
         raise CurateError(
             f"{folder.name!r} cannot be written ({type(error).__name__}: {error.strerror}): give another folder."
@@ -62,37 +139,21 @@ def _text(readme: Path) -> str | None:
         ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all: a README.md that people wrote must not be lost halfway."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-
-
-def _write_shards(dataset: Dataset, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """All shards are written under temporary names, then the old ones go and the new ones get their names: a shard
-    that is there is whole, and an error while writing leaves what was there."""
+def _write_shards(dataset: Dataset, folder: Path, manifest: Mapping[str, Any], shard_bytes: int) -> list[str]:
+    """The names of the shards, written under `folder`; files of images and audio travel inside."""
     from datasets.features.features import require_storage_embed
 
     share = len(dataset) / max(1, dataset.data.num_rows)
-    shards = max(1, min(len(dataset), math.ceil(dataset.data.nbytes * share / SHARD_BYTES)))
-    names = [shard_name(manifest, index, shards) for index in range(shards)]
+    shards = max(1, min(len(dataset), math.ceil(dataset.data.nbytes * share / shard_bytes)))
     plain = dataset.with_format("arrow")
     files = any(require_storage_embed(feature) for feature in dataset.features.values())
-    try:
-        for index, name in enumerate(names):
-            shard = plain.shard(shards, index, contiguous=True)
-            if files:
-                shard = shard.map(with_files, batched=True, batch_size=100, keep_in_memory=True)
-            shard.to_parquet(folder / f".{name}")
-        for path in folder.iterdir():
-            if is_shard(path.name, manifest["split"]):
-                path.unlink()
-        for name in names:
-            (folder / f".{name}").replace(folder / name)
-    finally:
-        for name in names:
-            (folder / f".{name}").unlink(missing_ok=True)
+    names = [shard_name(manifest, index, shards) for index in range(shards)]
+    for index, name in enumerate(names):
+        shard = plain.shard(shards, index, contiguous=True)
+        if files:
+            shard = shard.map(with_files, batched=True, batch_size=100, keep_in_memory=True)
+        shard.to_parquet(folder / name)
+    return names
 
 
 def _plots(manifest: dict, config_name: str, split: str) -> tuple[dict[str, str], dict[str, bytes]]:

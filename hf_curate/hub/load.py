@@ -8,20 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_curate.errors import ManifestError
+from hf_curate.errors import HubError, ManifestError
 from hf_curate.hub.manifest import SOURCE_ROW, check_names, differences, is_shard, read_manifest
+from hf_curate.hub.resolve import HUB_ID, UNREACHABLE, dataset_commit
 from hf_curate.selection import Selection
 
 _SUFFIX = ".manifest.json"
 
 
-def load_curated(folder: str | Path, config_name: str, *, split: str | None = None) -> Selection:
-    """Loads a config that `Selection.save` wrote.
+def load_curated(
+    repo_or_folder: str | Path,
+    config_name: str,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Selection:
+    """Loads a config that `Selection.push_to_hub` or `Selection.save` wrote, with its manifest.
 
     Args:
-        folder: a folder laid out as a Hub dataset repo.
+        repo_or_folder: a dataset repo "owner/name", or a folder laid out as one.
         config_name: the config; a wrong name is an error that lists those there are.
         split: may be left out when the config has one split.
+        revision: branch, tag or commit of a repo. It is resolved to a commit first, and exactly that is loaded;
+            offline the commit comes from the cache.
+        token: for private repos; None takes the login or HF_TOKEN.
 
     Returns:
         The selection with its manifest. Where data and manifest differ (row count, source rows, content) a warning
@@ -30,9 +41,11 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    root = Path(folder).expanduser()
+    root = Path(repo_or_folder).expanduser()
     if not root.is_dir():
-        raise ManifestError(f"there is no folder {str(folder)!r}: give one that Selection.save wrote.")
+        root = _snapshot(str(repo_or_folder), config_name, revision, token)
+    elif revision is not None:
+        raise ManifestError(f"revision={revision!r} was given with the folder {root.name!r}: folders have none.")
     splits = _splits(root, config_name)
     if split is None:
         if len(splits) > 1:
@@ -64,6 +77,24 @@ def load_curated(folder: str | Path, config_name: str, *, split: str | None = No
     whole = SOURCE_ROW in dataset.column_names and dataset.features[SOURCE_ROW].dtype == "int64"  # type: ignore[union-attr]
     indices = np.asarray(dataset.with_format("numpy")[:][SOURCE_ROW]) if whole else np.arange(0)  # type: ignore[index,union-attr]
     return Selection(dataset, indices, manifest, problems)  # type: ignore[arg-type]
+
+
+def _snapshot(repo_id: str, config_name: str, revision: str | None, token: str | bool | None) -> Path:
+    """A folder of the cache with the config's files at one commit, and every manifest of the repo."""
+    from huggingface_hub import snapshot_download
+
+    if not HUB_ID.fullmatch(repo_id):
+        raise ManifestError(f"{repo_id[:80]!r} is neither a folder that exists nor a repo id ('owner/name').")
+    commit, why = dataset_commit(repo_id, revision or "main", token)
+    if commit is None:
+        raise HubError(f"{repo_id}@{revision or 'main'} cannot be loaded: {why}.")
+    wanted = [f"*/*{_SUFFIX}", f"{glob.escape(config_name)}/*.parquet"]
+    try:
+        found = snapshot_download(repo_id, repo_type="dataset", revision=commit, allow_patterns=wanted, token=token)
+    except UNREACHABLE as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise HubError(f"{repo_id}@{commit[:7]} cannot be loaded: {first[:200]}") from error
+    return Path(found)
 
 
 def curated_configs(root: Path) -> dict[str, list[str]]:

@@ -72,8 +72,9 @@ def score(
         )
     if not len(dataset):
         raise ScoreError("the dataset is empty: there is nothing to score.")
+    fingerprint = dataset._fingerprint
     if out is not None:
-        _check_folder(Path(out), scorer, dataset._fingerprint, overwrite)
+        _check_folder(Path(out), scorer, fingerprint, overwrite)
     make = getattr(scorer, "features", None)
     features = make(dataset) if make is not None else Features({**dataset.features, **scorer.columns})
     name = str(scorer.record().get("name", "score"))
@@ -90,7 +91,7 @@ def score(
         listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(3))
         logger.info("%d of %d rows have no score: %s", sum(failures.values()), len(scored), listed)
     if out is not None:
-        _write(Path(out), scored, scorer, source, dataset._fingerprint)
+        _write(Path(out), scored, scorer, source, fingerprint)
     return scored
 
 
@@ -136,8 +137,8 @@ def _check_folder(folder: Path, scorer: AnyScorer, fingerprint: str, overwrite: 
         )
     if rows != fingerprint:
         raise CurateError(
-            f"the folder {folder.name!r} holds a run over another dataset (fingerprint {rows}, now {fingerprint}): give "
-            "another folder, or overwrite=True (--overwrite)."
+            f"the folder {folder.name!r} holds a run over another dataset (fingerprint {rows}, now {fingerprint}): "
+            "give another folder, or overwrite=True (--overwrite)."
         )
 
 
