@@ -185,7 +185,7 @@ def _add_push(commands: Any) -> None:
     )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
-    parser.add_argument("--commit-message", metavar="TEXT")
+    parser.add_argument("--commit-message", metavar="TEXT", help="default: names the configs")
     parser.add_argument("--allow-gated", action="store_true", help="copy rows of a gated source")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
 

@@ -20,7 +20,7 @@ import hf_curate.demo
 from hf_curate import cli, load_curated
 
 GOLDEN = Path(__file__).parent / "goldens" / "cli_help.txt"
-COMMANDS = ("", "score", "select", "inspect", "demo")
+COMMANDS = ("", "score", "select", "push", "inspect", "demo")
 
 
 def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_curate.errors import HubError, ManifestError
-from hf_curate.hub.manifest import SOURCE_ROW, check_names, differences, is_shard, read_manifest
+from hf_curate.hub.manifest import SOURCE_ROW, check_names, content_digest, differences, is_shard, read_manifest
 from hf_curate.hub.resolve import HUB_ID, UNREACHABLE, dataset_commit
 from hf_curate.selection import Selection
 
@@ -57,7 +57,10 @@ def load_curated(
         raise ManifestError(f"config {config_name!r} has no split {split!r}; it has {', '.join(splits)}.")
     manifest = read_manifest(root / config_name / f"{split}{_SUFFIX}")
     own = (root / config_name).resolve()
-    files = [glob.escape(str(path)) for path in sorted(own.iterdir()) if is_shard(path.name, split)]
+    shards = sorted(path for path in own.iterdir() if is_shard(path.name, split))
+    digest = content_digest((root / config_name / f"{split}{_SUFFIX}").read_bytes())
+    shards = [path for path in shards if path.stem.endswith(digest)] or shards  # none: one of both was changed
+    files = [glob.escape(str(path)) for path in shards]
     try:
         # Not by folder and config: `datasets` keys its cache for folders by their last name and the patterns of the
         # config, so that it would give what another folder of that name, or this one before, held.

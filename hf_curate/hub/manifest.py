@@ -117,7 +117,7 @@ def differences(manifest: Mapping[str, Any], dataset: Dataset) -> list[str]:
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     """The manifest as its file holds it."""
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False, default=_number)
-    return (text + "\n").encode()
+    return (text + "\n").encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
 
 
 def _number(value: Any) -> int | float:
@@ -143,8 +143,13 @@ def is_shard(name: str, split: str) -> bool:
     return re.fullmatch(rf"{re.escape(split)}-\d{{5}}-of-\d{{5}}(-[0-9a-f]{{12}})?\.parquet", name) is not None
 
 
+def content_digest(manifest: bytes) -> str:
+    """12 hex digits of sha256 over a manifest file, the last part of its shards' names."""
+    return hashlib.sha256(manifest).hexdigest()[:12]
+
+
 def _content(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(manifest_bytes(manifest)).hexdigest()[:12]
+    return content_digest(manifest_bytes(manifest))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

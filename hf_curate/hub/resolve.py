@@ -50,14 +50,16 @@ def _commit(name: str, revision: str, kind: str, token: str | bool | None) -> tu
         return None, "there is no such repo, or the token may not see it"
     except RevisionNotFoundError:
         return None, f"there is no revision {revision!r}"
+    except OfflineModeIsEnabled:
+        why = "offline (HF_HUB_OFFLINE)"
     except UNREACHABLE as error:
         why = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
     cached = _cached_commit(name, revision, kind)
-    return cached, "" if cached else f"{why}; not in the local cache"
+    return cached, "" if cached else f"{why}, and not in the local cache"
 
 
 def _cached_commit(name: str, revision: str, kind: str) -> str | None:
-    """The commit that a branch or tag had when it was last downloaded by name; else the only one in the cache, if any."""
+    """The commit that a branch or tag had when last downloaded by name; else the only one in the cache, if any."""
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
     reference = folder / "refs" / revision
     if reference.is_file():

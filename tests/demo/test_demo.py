@@ -16,6 +16,7 @@ import hf_curate.demo
 from hf_curate import load_curated
 from hf_curate.demo.run import run_demo
 from hf_curate.errors import CurateError
+from hf_curate.hub.manifest import read_manifest, shard_name
 
 KINDS = ("broken", "filler", "propagated", "wrong_answer")
 ROWS = 160  # 20 % of 800
@@ -105,9 +106,10 @@ def test_the_demo_leaves_a_folder_like_a_hub_dataset_repo(
     demo: tuple[subprocess.CompletedProcess[str], Path], traces: list[dict[str, str]]
 ) -> None:
     _, folder = demo
+    manifest = read_manifest(folder / "grace-20pct" / "train.manifest.json")
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "README.md",
-        "grace-20pct/train-00000-of-00001.parquet",
+        f"grace-20pct/{shard_name(manifest, 0, 1)}",
         "grace-20pct/train.manifest.json",
         "grace-20pct/train.scores.png",
     ]

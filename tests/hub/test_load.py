@@ -83,9 +83,9 @@ def test_a_wrong_name_lists_those_that_there_are(repo: Path, picked: Selection) 
         assert str(caught.value).isprintable()
     with pytest.raises(ManifestError, match="there are: none"):
         load_curated(repo / "grace", "grace")
-    with pytest.raises(ManifestError, match="no folder"):
+    with pytest.raises(ManifestError, match="neither a folder that exists nor a repo id"):
         load_curated(repo / "missing", "grace")
-    with pytest.raises(ManifestError, match="no folder"):
+    with pytest.raises(ManifestError, match="neither a folder that exists nor a repo id"):
         load_curated(repo / "README.md", "grace")
 
 
