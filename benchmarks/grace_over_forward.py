@@ -88,7 +88,7 @@ def one_pass(model: LanguageModel, batches: list[tuple[torch.Tensor, Any]], kind
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--median", type=int, default=200, help="median row length in tokens")
     parser.add_argument("--longest", type=int, default=800)

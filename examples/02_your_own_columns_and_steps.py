@@ -6,6 +6,8 @@ A splitter is a name ("numbered", "lines", ...), a regex of the separators, or a
 steps. Rows without a step or an answer get a reason instead of a score.
 """
 
+from collections.abc import Callable
+
 from datasets import Dataset
 
 from hf_curate import GraceScorer
@@ -25,9 +27,14 @@ def between_semicolons(completion: str) -> list[str]:
     return [part.strip() for part in completion.split(";")]
 
 
-columns = {"prompt": "task", "completion": "work", "answer": "result"}
-by_regex = GraceScorer(MODEL, dtype="float32", split_steps=r";\s*", **columns)
-by_function = GraceScorer(MODEL, dtype="float32", split_steps=between_semicolons, **columns)
-for scorer in (by_regex, by_function):
-    for row in rows.map(scorer, batched=True, features=scorer.features(rows)):
+def scored_by(split_steps: str | Callable[[str], list[str]]) -> None:
+    """Scores the rows with one way of splitting, and prints what came of it."""
+    scorer = GraceScorer(
+        MODEL, dtype="float32", prompt="task", completion="work", answer="result", split_steps=split_steps
+    )
+    for row in rows.map(scorer, batched=True, features=scorer.features(rows)).to_list():
         print(row["work"], "->", row["grace_value"], row["grace_step_scores"], row["grace_error"])
+
+
+scored_by(r";\s*")
+scored_by(between_semicolons)

@@ -12,21 +12,27 @@ from hf_curate import GraceScorer, score, step_scores
 from hf_curate.demo import MODEL, load_traces
 
 scored = score(load_traces(), GraceScorer(MODEL, dtype="float32", keep_gram=True))
-grams = [
-    np.reshape(gram, (len(tokens), len(tokens)))
-    for gram, tokens in zip(scored["grace_gram"], scored["grace_gram_tokens"], strict=True)
-]
+pairs = zip(scored["grace_gram"], scored["grace_gram_tokens"], strict=True)
+grams = [np.reshape(gram, (len(tokens), len(tokens))) for gram, tokens in pairs]
 budget = len(scored) // 5
 
 
-def top(**settings: object) -> set[int]:
+def top(alpha: float = 0.7, history: str | tuple[str, float] = "uniform", target: str = "answer") -> set[int]:
     """Row numbers of the top 20 % under other settings."""
-    tokens = scored["grace_gram_tokens"]
-    values = [step_scores(gram, count, **settings).mean() for gram, count in zip(grams, tokens, strict=True)]  # type: ignore[arg-type]
+    values = [
+        step_scores(gram, tokens, alpha=alpha, history=history, target=target).mean()
+        for gram, tokens in zip(grams, scored["grace_gram_tokens"], strict=True)
+    ]
     return set(np.argsort(values)[-budget:].tolist())
 
 
 default = top()
-for settings in ({"alpha": 0.5}, {"alpha": 0.9}, {"alpha": 1.0}, {"history": ("window", 1)}, {"target": "suffix"}):
-    shared = len(default & top(**settings)) / budget
-    print(f"{settings!s:<28} {shared:.0%} of the default's rows")
+others = {
+    "alpha 0.5": top(alpha=0.5),
+    "alpha 0.9": top(alpha=0.9),
+    "no history (alpha 1)": top(alpha=1.0),
+    "history: the last step": top(history=("window", 1)),
+    "target: what follows": top(target="suffix"),
+}
+for name, rows in others.items():
+    print(f"{name:<24} {len(default & rows) / budget:.0%} of the default's rows")
