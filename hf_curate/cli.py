@@ -243,7 +243,7 @@ def _select(arguments: argparse.Namespace) -> None:
     picked = select(
         run.dataset,
         run,
-        int(arguments.budget) if arguments.budget and arguments.budget.isdecimal() else arguments.budget,
+        arguments.budget,
         strategy=arguments.strategy,
         min_score=arguments.min_score,
         group=arguments.group,
@@ -279,9 +279,13 @@ def _push(arguments: argparse.Namespace) -> None:
         allow_gated=arguments.allow_gated,
         dry_run=arguments.dry_run,
     )
-    print(done if isinstance(done, PushPlan) else done.pr_url or done.commit_url)
-    if not isinstance(done, PushPlan):
-        print(f'next: load_dataset("{arguments.repo_id}", "{wanted[0]}", split="{there[wanted[0]][0]}")')
+    if isinstance(done, PushPlan):
+        print(done)
+        return
+    print(done.pr_url or done.commit_url)
+    revision = done.pr_revision or arguments.revision
+    at = f', revision="{revision}"' if revision else ""
+    print(f'next: load_dataset("{arguments.repo_id}", "{wanted[0]}", split="{there[wanted[0]][0]}"{at})')
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -118,21 +118,30 @@ def _only(splits: list[str], asked: str | None, source: str) -> str:
     return asked
 
 
-def source_record(source: str | None, dataset: Dataset) -> dict[str, Any] | None:
+def _downloaded_commit(dataset: Dataset, name: str) -> str | None:
+    """The commit in the addresses that `datasets` downloaded this dataset's files from."""
+    addresses = " ".join(dataset.info.download_checksums or {})
+    found = set(re.findall(rf"hf://datasets/{re.escape(name)}@([0-9a-f]{{40}})/", addresses))
+    return found.pop() if len(found) == 1 else None
+
+
+def source_record(source: str | None, dataset: Dataset, fingerprint: str | None = None) -> dict[str, Any] | None:
     """The manifest's account of the source; None stays "not recorded".
 
-    Of a local file or folder only the name is kept. Where a branch cannot be resolved (offline) `sha` is None, and
-    the card says so.
+    Of a local file or folder only the name is kept. The commit is the one that `datasets` downloaded, where the
+    dataset still tells; else the head of the branch now; where neither is known (offline) `sha` is None, and the card
+    says so.
+    fingerprint: of the dataset before scoring, if it is known; else that of the scored one is recorded.
     """
     if source is None:
         return None
     record: dict[str, Any] = dict.fromkeys(("id", "revision", "sha", "config", "split", "license"))
-    record |= {"fingerprint": dataset._fingerprint, "columns": None}
+    record |= {"fingerprint": fingerprint or dataset._fingerprint, "columns": None}
     name = str(public_name(source))
     if _LOCAL.fullmatch(name):
         return {**record, "id": name}
     parts = parse(source)
     revision = parts["revision"] or "main"
-    sha, _ = dataset_commit(str(parts["id"]), revision)
+    sha = _downloaded_commit(dataset, str(parts["id"])) or dataset_commit(str(parts["id"]), revision)[0]
     license_name = dataset_license(str(parts["id"]), sha) if sha else None
     return {**record, **parts, "revision": revision, "sha": sha, "license": license_name}

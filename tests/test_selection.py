@@ -374,13 +374,26 @@ def test_the_command_repeats_what_was_asked_and_parses(scored: Dataset) -> None:
     command = kept.manifest["command"]
     compile(command, "command", "exec")
     assert command.splitlines() == [
-        "scorer = GraceScorer('tiny/model', revision='c1899de289a04d12100db370d81485cdf75e47ca', alpha=0.7, "
-        "history='uniform', target='answer', proxy='representation', prompt='prompt', completion='completion', "
-        "dtype='float32')",
+        "scorer = GraceScorer(...)",
         "scored = score(dataset, scorer)",
         "select(scored, scorer, budget='2k tokens', min_score=-1.0, seed=4, source='org/name@v1:main/train')",
     ]
-    assert select(plain(), "score", 2).manifest["command"] == "select(dataset, 'score', budget=2, seed=0)"
+    assert select(plain(), "score", 2).manifest["command"] == "select(dataset, 'score', budget='2 rows', seed=0)"
+
+
+def test_baselines_choose_among_all_scored_rows_also_under_a_threshold() -> None:
+    scores = [float(i) for i in range(100)]
+    kept = select(plain(scores), "score", strategy="threshold", min_score=80.0)
+    assert len(kept) == 20
+    assert kept.baselines["random"]["rows"] == 20
+    assert kept.baselines["random"]["shared"] < 20
+
+
+def test_baselines_under_a_token_budget_spend_the_same_tokens(scored: Dataset) -> None:
+    kept = select(scored, Scorer(), "1k tokens")
+    tokens = np.asarray(scored["grace_tokens"], dtype=float)
+    longest = np.sort(tokens[np.isfinite(np.asarray(scored["grace_value"], dtype=float))])[::-1]
+    assert kept.baselines["longest"]["rows"] == int(np.searchsorted(np.cumsum(longest), 1000, side="right"))
 
 
 def test_a_source_that_was_not_given_is_not_recorded_and_a_file_is_named_without_its_folders(scored: Dataset) -> None:

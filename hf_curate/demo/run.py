@@ -51,7 +51,7 @@ def run_demo(out: Path, *, seed: int = 0) -> None:
 
 def _pick(traces: Dataset, seed: int) -> dict[str, Selection]:
     """Selector -> what it keeps, in the order of the table."""
-    from hf_curate.gradients.segments import PROXIES
+    from hf_curate.gradients.alignment import PROXIES
     from hf_curate.runs.local import score
     from hf_curate.scorers.grace import GraceScorer
     from hf_curate.selection import select

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 History = str | tuple[str, float]
+PROXIES = ("representation", "outer", "last", "exact")
 TARGETS = ("answer", "steps+answer", "suffix")
 CANCELLED = 1e-3
 """A sum of gradients whose norm is below this share of the sum of their norms counts as zero: in float32 the rest is

@@ -18,8 +18,6 @@ from hf_curate.gradients.upstream import BYTE_BUDGET, Segments, pooled_signals, 
 if TYPE_CHECKING:
     from hf_curate.models import LanguageModel
 
-PROXIES = ("representation", "outer", "last", "exact")
-
 Spans = Sequence[Sequence[int]]
 """Label positions of each segment of one row."""
 

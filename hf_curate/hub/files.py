@@ -8,14 +8,22 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import CurateError, MissingPackageError
-from hf_curate.hub.card import Card
-from hf_curate.hub.manifest import check_names, is_shard, manifest_bytes, read_manifest, shard_name, with_files
+from hf_curate.hub.card import Card, Section
+from hf_curate.hub.manifest import (
+    check_names,
+    content_digest,
+    is_shard,
+    manifest_bytes,
+    read_manifest,
+    shard_name,
+    with_files,
+)
 from hf_curate.hub.readme import merge_readme
 
 if TYPE_CHECKING:
@@ -78,26 +86,49 @@ def stage(
 
 def staged_in(folder: Path, config_name: str, split: str) -> Staged:
     """The files of a config and split that `save` wrote."""
+    import pyarrow.parquet as pq
+
     own = folder / config_name
-    manifest = read_manifest(own / f"{split}.manifest.json")
-    paths = [f"{config_name}/{path.name}" for path in sorted(own.iterdir()) if is_shard(path.name, split)]
-    if not paths or (manifest.get("config_name"), manifest.get("split")) != (config_name, split):
+    path = own / f"{split}.manifest.json"
+    manifest = read_manifest(path)
+    digest = content_digest(path.read_bytes())
+    names = sorted(one.name for one in own.iterdir() if is_shard(one.name, split) and one.stem.endswith(digest))
+    said = (manifest.get("config_name"), manifest.get("split"), manifest["rows"]["kept"])
+    try:
+        rows = sum(pq.read_metadata(own / name).num_rows for name in names)
+    except (OSError, ValueError) as error:
+        raise CurateError(f"the files of {config_name!r}, split {split!r}, cannot be read: {error}") from error
+    if not names or said != (config_name, split, rows):
         raise CurateError(
-            f"{folder.name}/{config_name} does not hold what its manifest says (config "
-            f"{manifest.get('config_name')!r}, split {manifest.get('split')!r}, {len(paths)} parquet files): save the "
+            f"{folder.name}/{config_name} does not hold what its manifest says (config {said[0]!r}, split "
+            f"{said[1]!r}, {said[2]:,} rows; there are {len(names)} parquet files of it with {rows:,} rows): save the "
             "config again."
         )
+    paths = [f"{config_name}/{name}" for name in names]
     plot = f"{config_name}/{split}.scores.png"
     plots = {"scores": plot} if (folder / plot).is_file() else {}
     paths += [f"{config_name}/{split}.manifest.json", *plots.values()]
     return Staged(manifest, {path: folder / path for path in paths}, plots)
 
 
-def merged_readme(before: str | None, staged: Sequence[Staged]) -> tuple[str, list[str]]:
+def full_card(part: Staged) -> Section:
+    """The card of a staged config and split."""
+    return Card(dict(part.manifest), part.plots)
+
+
+def minimal_card(part: Staged) -> Section:
+    """What stands for a card that could not be written."""
+    where = f"`{part.config_name}/{part.split}.manifest.json`"
+    return Section(f"{part.config_name}, split {part.split}", f"How these rows were chosen is in {where}.")
+
+
+def merged_readme(
+    before: str | None, staged: Sequence[Staged], make: Callable[[Staged], Section] = full_card
+) -> tuple[str, list[str]]:
     """The README with a section for each staged config and split, and sentences that the user should read."""
     text, notes = before, []
     for part in staged:
-        text, more = merge_readme(text, part.manifest, card=Card(dict(part.manifest), part.plots), title=TITLE)
+        text, more = merge_readme(text, part.manifest, card=make(part), title=TITLE)
         notes += more
     return text or "", notes
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_curate.errors import HubError, ManifestError
 from hf_curate.hub.manifest import SOURCE_ROW, check_names, content_digest, differences, is_shard, read_manifest
-from hf_curate.hub.resolve import HUB_ID, UNREACHABLE, dataset_commit
+from hf_curate.hub.resolve import HUB_ID, UNREACHABLE, dataset_commit, remember
 from hf_curate.selection import Selection
 
 _SUFFIX = ".manifest.json"
@@ -97,6 +97,7 @@ def _snapshot(repo_id: str, config_name: str, revision: str | None, token: str |
     except UNREACHABLE as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(f"{repo_id}@{commit[:7]} cannot be loaded: {first[:200]}") from error
+    remember(repo_id, revision or "main", "dataset", commit)
     return Path(found)
 
 

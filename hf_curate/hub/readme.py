@@ -16,8 +16,8 @@ from typing import Any
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
-from hf_curate.errors import CurateError
-from hf_curate.hub.card import Card, budget_words, model_name
+from hf_curate.errors import ConfigNameError, CurateError
+from hf_curate.hub.card import Section, budget_words, model_name
 from hf_curate.hub.frontmatter import FrontMatter
 from hf_curate.hub.manifest import check_names, data_files
 from hf_curate.hub.markdown import escape, shortened, visible
@@ -47,14 +47,14 @@ _FRESH = (
 
 
 def merge_readme(
-    existing: str | None, manifest: Mapping[str, Any], *, card: Card, title: str | None = None
+    existing: str | None, manifest: Mapping[str, Any], *, card: Section, title: str | None = None
 ) -> tuple[str, list[str]]:
     """Put the card of one config and split into a README.
 
     Args:
         existing (`str`, *optional*): the README as it is, line ends included; None where there is none.
         manifest (`dict`): the manifest that the card was made from.
-        card (`Card`): what stands between our markers.
+        card (`Card` or `Section`): what stands between our markers.
         title (`str`, *optional*): heading of a new README; not used where one exists.
 
     Returns:
@@ -167,7 +167,7 @@ def _add_config(front: FrontMatter, manifest: Mapping[str, Any], notes: list[str
         return
     files = entries[place].get("data_files")
     if not isinstance(files, list | None) or not all(isinstance(f, dict) and "split" in f for f in files or []):
-        raise CurateError(
+        raise ConfigNameError(
             f"README.md already has a config {config!r} whose data_files name no splits, so it was not made here. "
             "Nothing was changed: choose another config name"
         )
@@ -182,7 +182,7 @@ def _add_config(front: FrontMatter, manifest: Mapping[str, Any], notes: list[str
     front.append(("configs", place, "data_files"), {"split": split, "path": path})
 
 
-def _with_section(body: str, card: Card, config: str, split: str, newline: str, notes: list[str]) -> str:
+def _with_section(body: str, card: Section, config: str, split: str, newline: str, notes: list[str]) -> str:
     """The body with our section replaced, or appended where it is missing or its markers cannot be trusted."""
     rendered = card.render()
     if _MARKER.search(rendered):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hf_curate.account import overlap_confound
 from hf_curate.errors import CurateError, ScoreError
+from hf_curate.scored import numbers
 from hf_curate.scorers.base import all_failed
 from hf_curate.sources import public_name
 
@@ -103,6 +105,11 @@ def failed_rows(scored: Dataset, scorer: AnyScorer) -> Counter[str]:
     return Counter(reason for reason in scored.with_format("arrow")[column].to_pylist() if reason)
 
 
+def _overlap(scored: Dataset, scorer: AnyScorer) -> float | None:
+    column = getattr(scorer, "column", None)
+    return overlap_confound(scored, numbers(scored, column), scorer) if column else None
+
+
 def _check_folder(folder: Path, scorer: AnyScorer, fingerprint: str, overwrite: bool) -> None:
     """The folder is new, empty, or holds a run of the same scorer (or of another one that may be replaced)."""
     if not folder.exists():
@@ -151,6 +158,7 @@ def _write(folder: Path, scored: Dataset, scorer: AnyScorer, source: str | None,
         "source": public_name(source),
         "rows": len(scored),
         "fingerprint": fingerprint,
+        "overlap": _overlap(scored, scorer),
         "score_columns": list(scorer.columns),
         "scorer": scorer.record(),
     }
@@ -170,6 +178,16 @@ class Run:
     @property
     def source(self) -> str | None:
         return self.stored["source"]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the dataset that was scored."""
+        return self.stored.get("fingerprint")
+
+    @property
+    def overlap(self) -> float | None:
+        """Spearman of the score with the token overlap of steps and answer, measured when the run was scored."""
+        return self.stored.get("overlap")
 
     @property
     def columns(self) -> Features:

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from hf_curate.scorers.grace import GraceScorer
 
 
+AUDIT_STREAM = 2
+"""The sample's own random stream: with the warm-up's it would consist of the rows that were trained on."""
+
+
 def audit(scorer: GraceScorer, dataset: Any, rows: int, *, parameters: str, seed: int) -> dict[str, Any]:
     """See `GraceScorer.audit`."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:rows])
+    chosen = np.sort(np.random.default_rng([seed, AUDIT_STREAM]).permutation(len(dataset))[:rows])
     read = [scorer.reader.read(dataset[int(index)]) for index in chosen]
     examples = [item for item in read if isinstance(item, Example)]
     if not examples:

@@ -85,6 +85,10 @@ class Scorer(ABC):
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
         """Whether a mapping is a batch of rows rather than a row."""
 
+    def reads(self, names: Sequence[str]) -> list[str]:
+        """Those of a dataset's columns that scoring looks at; all of them unless a subclass knows better."""
+        return list(names)
+
     @abstractmethod
     def check_columns(self, names: Sequence[str], first_row: Mapping[str, Any] | None) -> None:
         """Raises if rows with these columns cannot be read."""
@@ -94,10 +98,10 @@ class Scorer(ABC):
     @property
     def identity(self) -> str:
         """sha256 over all that changes numbers: class, algorithm version, settings, the model's commit or weights."""
-        return hashlib.sha256(json.dumps(self._what(), sort_keys=True).encode()).hexdigest()
+        return _digest(self._what(self.model_record()))
 
-    def _what(self) -> dict[str, Any]:
-        model = self.model_record() or {}
+    def _what(self, model: dict[str, Any] | None) -> dict[str, Any]:
+        model = model or {}
         keep = {key: model[key] for key in ("id", "sha", "dtype") if key in model}
         if model.get("digest"):
             keep = {"digest": model["digest"], "dtype": model["dtype"]}
@@ -110,15 +114,22 @@ class Scorer(ABC):
 
     def record(self) -> dict[str, Any]:
         """What the manifest stores about the scorer, as JSON."""
+        model = self.model_record()  # once: a live model's weights are read for it
+        what = self._what(model)
         return {
             "name": self.name,
-            "class": type(self).__name__,
-            "algorithm_version": self.algorithm_version,
-            "identity": self.identity,
+            "class": what["class"],
+            "algorithm_version": what["algorithm_version"],
+            "identity": _digest(what),
             "column": self.column,
-            "settings": self.settings(),
-            "model": self.model_record(),
+            "settings": what["settings"],
+            "model": model,
+            "call": self.call(),
         }
+
+    def call(self) -> str:
+        """The constructor call that repeats the scorer, without paths of this machine."""
+        return f"{type(self).__name__}(...)"
 
     def features(self, dataset: Any) -> Features:
         """The dataset's features and the scorer's, for `map(features=...)`; checks the dataset's columns on the
@@ -126,22 +137,23 @@ class Scorer(ABC):
         from datasets import Features
 
         features = dataset.features
-        first = next(iter(dataset.take(1) if hasattr(dataset, "take") else dataset), None)
         if features is None:
+            first = next(iter(dataset), None)
             if first is None:
                 raise ScoreError("the dataset is empty: there is nothing to score.")
             import pyarrow as pa
 
             features = Features.from_arrow_schema(pa.Table.from_pylist([dict(first)]).schema)
-        self.check_columns(list(features), first)
+        names = self.reads(list(features))
+        self.check_columns(names, next(iter(dataset.select_columns(names).take(1)), None))
         return Features({**features, **self.columns})
 
     def __call__(self, rows: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
         """Scores a row (dict of values) or a batch (dict of lists); `rank` chooses the device with
         `with_rank=True`."""
+        names = self.reads(list(rows))  # no others: map would decode and write back what is touched (images, audio)
         if not self.is_batch(rows):
-            return self._columns_of(self._results([rows], rank))[0]
-        names = list(rows)
+            return self._columns_of(self._results([{name: rows[name] for name in names}], rank))[0]
         lists = {name: list(rows[name]) for name in names}
         count = len(lists[names[0]]) if names else 0
         results = self._results([{name: lists[name][i] for name in names} for i in range(count)], rank)
@@ -184,7 +196,7 @@ class Scorer(ABC):
     # -- pickles ------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"what": self._what(), "arguments": self._portable_arguments()}
+        return {"what": self._what(self.model_record()), "arguments": self._portable_arguments()}
 
     def _portable_arguments(self) -> dict[str, Any]:
         """The constructor's arguments that belong into a hash and into a pickle on disk."""
@@ -201,6 +213,10 @@ class Scorer(ABC):
     def _travelling_arguments(self) -> dict[str, Any]:
         """The constructor's arguments for a worker process on this machine."""
         return self._arguments
+
+
+def _digest(what: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _rebuild(cls: Callable[..., Scorer], arguments: dict[str, Any]) -> Scorer:

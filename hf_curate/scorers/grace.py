@@ -10,6 +10,8 @@ rendering are our reconstruction; a token that overlaps two spans counts in both
 
 from __future__ import annotations
 
+import inspect
+import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -20,7 +22,7 @@ import numpy as np
 
 from hf_curate.batches import Example, bucket, pad
 from hf_curate.errors import CurateError, RowError
-from hf_curate.gradients.alignment import TARGETS, History, step_scores
+from hf_curate.gradients.alignment import PROXIES, TARGETS, History, step_scores
 from hf_curate.models import (
     ModelSource,
     as_dtype,
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from datasets import Features
 
     from hf_curate.models import LanguageModel
-
-PROXIES = ("representation", "outer", "last", "exact")
 
 
 class GraceScorer(Scorer):
@@ -127,6 +127,7 @@ class GraceScorer(Scorer):
         self.batch_tokens, self.keep_gram = batch_tokens, bool(keep_gram)
         if batch_tokens is not None and batch_tokens < 1:
             raise CurateError(f"batch_tokens={batch_tokens} must be 1 or more.")
+        self.model_kwargs_record = _recorded(self.model_kwargs)
         as_dtype(dtype)
         self.last_audit: dict[str, Any] | None = None
         self._loaded: LanguageModel | None = None
@@ -160,7 +161,7 @@ class GraceScorer(Scorer):
             "target": self.target,
             "proxy": self.proxy,
             "keep_gram": self.keep_gram,
-            "model_kwargs": {k: repr(v) for k, v in sorted(self.model_kwargs.items()) if k != "device_map"},
+            "model_kwargs": self.model_kwargs_record,
             **self.reader.settings(),
         }
 
@@ -184,6 +185,22 @@ class GraceScorer(Scorer):
             "architecture": architectures[0],
             "warm_up": self.source.warm_up,
         }
+
+    def call(self) -> str:
+        """The arguments that differ from their defaults; a folder by its name, a live model as a variable."""
+        defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
+        hidden = ("model", "revision", "tokenizer", "model_kwargs", "device", "batch_tokens")
+        given = {n: v for n, v in self._arguments.items() if n not in hidden and v != defaults[n]}
+        parts = ["model, tokenizer=tokenizer" if self.source.live is not None else repr(self.source.label)]
+        parts += [f"revision={self.source.commit!r}"] if self.source.commit else []
+        parts += ["tokenizer=tokenizer"] if self._arguments["tokenizer"] is not None and not self.source.live else []
+        parts += [f"model_kwargs={self.model_kwargs_record!r}"] if self.model_kwargs_record else []
+        for name, value in given.items():
+            parts.append(f"{name}={value.__name__ if callable(value) else value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def reads(self, names: Sequence[str]) -> list[str]:
+        return self.reader.reads(names)
 
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
         return self.reader.is_batch(rows)
@@ -350,13 +367,10 @@ class GraceScorer(Scorer):
     def _portable_arguments(self) -> dict[str, Any]:
         arguments = {name: value for name, value in self._arguments.items() if name not in ("device", "batch_tokens")}
         arguments |= self._pinned_model()
-        kwargs = {name: value for name, value in self.model_kwargs.items() if name != "device_map"}
+        kwargs = {name: value for name, value in self.model_kwargs.items() if name not in UNRECORDED}
         arguments["model_kwargs"] = kwargs or None
         if not isinstance(arguments["tokenizer"], (str, Path, type(None))):
-            arguments |= {
-                "model": None,
-                "tokenizer": None,
-            }  # told apart by the digests; cannot be rebuilt from a pickle
+            arguments |= {"model": None, "tokenizer": None}  # told apart by digests; no pickle can rebuild it
         return arguments
 
     def _travelling_arguments(self) -> dict[str, Any]:
@@ -373,6 +387,44 @@ class GraceScorer(Scorer):
         if self.source.live is not None:
             return {"model": None}
         return {"model": self.source.name, "revision": self.source.commit}
+
+
+UNRECORDED = {
+    "cache_dir",
+    "device_map",
+    "force_download",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "proxies",
+    "token",
+}
+"""Model arguments that change where and how weights are fetched and placed, and no numbers. Some are secret."""
+
+
+def _recorded(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The model arguments that may change numbers, as JSON: plain values, and configs by their `to_dict`."""
+    found = {}
+    for name, value in sorted(model_kwargs.items()):
+        if name in UNRECORDED:
+            continue
+        plain = value.to_dict() if hasattr(value, "to_dict") else value
+        try:
+            found[name] = json.loads(json.dumps(plain, sort_keys=True, default=_named_dtype))
+        except TypeError:
+            raise CurateError(
+                f"model_kwargs[{name!r}] is a {type(value).__name__}, and it has to be written into the record: "
+                "pass text, numbers, lists of them, or a config of transformers."
+            ) from None
+    return found
+
+
+def _named_dtype(value: Any) -> str:
+    if type(value).__name__ == "dtype":
+        return str(value)
+    raise TypeError
 
 
 def _checked_alpha(alpha: float) -> float:

@@ -74,6 +74,12 @@ class TraceReader:
         self._latest = self._found[key]
         return self._latest
 
+    def reads(self, names: Sequence[str]) -> list[str]:
+        """The columns that hold prompt, trace, answer and steps; those called so are read even where others are."""
+        found = detect_columns(names, None, **self.asked)  # by name only: no value is looked at
+        roles = (found.messages, found.prompt, found.completion, found.answer, found.steps, "answer", "steps")
+        return [name for name in names if name in roles]
+
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
         """Whether every column holds a list of rows. `Dataset.map` says it by the mapping's type; in a plain mapping
         a row's chat messages are a list of dicts, so look one level deeper."""

@@ -140,4 +140,5 @@ def test_the_record_names_class_version_identity_and_settings() -> None:
         "column": "length_value",
         "settings": {"scale": 1.0},
         "model": None,
+        "call": "LengthScorer(...)",
     }

@@ -1,0 +1,180 @@
+"""Processes with the real clients in them, each with its own caches, that run functions of the tests.
+
+``huggingface_hub`` reads HF_ENDPOINT when it is imported, so the clients live in processes of their own. One process
+runs many functions: their source is sent over, with arguments as JSON. A function brings its imports; its result
+comes back as JSON, together with what was logged and warned.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loopback import LoopbackHub
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+
+WORKER = """
+import json, logging, os, sys, traceback, warnings
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+class Kept(logging.Handler):
+    def emit(self, record):
+        said.append(self.format(record))
+said = []
+logging.getLogger().addHandler(Kept())
+logging.getLogger().setLevel(logging.INFO)
+warnings.showwarning = lambda message, *_, **__: said.append(str(message))
+for line in sys.stdin:
+    task = json.loads(line)
+    said.clear()
+    space = {"__name__": "task"}
+    try:
+        exec(compile("from __future__ import annotations\\n" + task["source"], task["name"], "exec"), space)
+        answer = {"result": space[task["name"]](**task["arguments"])}
+    except BaseException as error:
+        chain, one = [], error
+        while one is not None:
+            chain.append(repr(one))
+            one = one.__cause__ or one.__context__
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        trace = "".join(traceback.format_exception(error)) + "\\n".join(chain)
+        answer = {"kinds": kinds, "text": str(error), "trace": trace}
+    print(json.dumps({**answer, "said": said}), file=answers, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a function raised: the names of its class and of the classes above, the text, the whole traceback."""
+
+    kinds: list[str]
+    text: str
+    trace: str
+
+
+class Client:
+    """One process. ``said`` is what the last function logged and warned; ``heard`` all that ever came back."""
+
+    def __init__(self, hub: LoopbackHub, home: Path, token: str | None = "hf_alice", **environment: str) -> None:
+        self.home = home
+        self.said: list[str] = []
+        self.heard = ""
+        paths = os.pathsep.join([str(TESTS), str(ROOT)])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            env=os.environ | hub.env(token, home) | {"PYTHONPATH": paths} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, script: Callable[..., Any], **arguments: Any) -> None:
+        """Send a function; ``answer`` waits for what it gives."""
+        task = {"source": inspect.getsource(script), "name": script.__name__, "arguments": arguments}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the process has died"
+        self.heard += line
+        answer = json.loads(line)
+        self.said = answer["said"]
+        return Failure(answer["kinds"], answer["text"], answer["trace"]) if "kinds" in answer else answer["result"]
+
+    def run(self, script: Callable[..., Any], **arguments: Any) -> Any:
+        self.start(script, **arguments)
+        answer = self.answer()
+        assert not isinstance(answer, Failure), answer.trace
+        return answer
+
+    def fail(self, script: Callable[..., Any], **arguments: Any) -> Failure:
+        """Run what has to end in an error of ours."""
+        self.start(script, **arguments)
+        answer = self.answer()
+        assert isinstance(answer, Failure), answer
+        assert "CurateError" in answer.kinds, answer.trace
+        return answer
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=20)
+
+
+def holding(folder: Path, secret: bytes) -> list[str]:
+    """Files below a folder that hold these bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if secret in path.read_bytes() or secret.decode() in path.name]
+
+
+def push_pool(
+    repo: str,
+    config: str | list[str],
+    budget: str | list[str] = "20%",
+    seed: int = 0,
+    source: str | None = None,
+    attempts: int = 12,
+    **options: Any,
+) -> dict[str, Any]:
+    """Select from a pool of 100 rows and push, as one config or as several with a budget each."""
+    import hf_curate.hub.push as room
+    from hf_curate import select
+    from pools import Scorer, pool
+
+    room.ATTEMPTS = attempts
+    rows = pool(seed=seed)
+    if isinstance(config, str):
+        picked = {config: select(rows, Scorer(), budget, source=source)}
+        done = picked[config].push_to_hub(repo, config, **options)
+    else:
+        picked = {name: select(rows, Scorer(), one, source=source) for name, one in zip(config, budget, strict=True)}
+        done = room.push(picked, repo, **options)
+    kept = {name: one.indices.tolist() for name, one in picked.items()}
+    if isinstance(done, room.PushPlan):
+        return {"files": done.files, "deleted": done.deleted, "readme": done.readme, "text": str(done), "kept": kept}
+    return {"oid": done.oid, "pr": done.pr_revision, "kept": kept}
+
+
+def load_plain(repo: str, config: str, split: str = "train", revision: str | None = None) -> list[int]:
+    """The source rows that plain `load_dataset` finds, whole and streaming."""
+    from datasets import load_dataset
+
+    rows = load_dataset(repo, config, split=split, revision=revision)["source_row"][:]
+    stream = load_dataset(repo, config, split=split, revision=revision, streaming=True)
+    assert [row["source_row"] for row in stream] == rows
+    return rows
+
+
+def load_checked(repo: str, config: str, split: str | None = None, **options: Any) -> dict[str, Any]:
+    """What `load_curated` gives."""
+    from hf_curate import load_curated
+
+    found = load_curated(repo, config, split=split, **options)
+    return {"rows": found.indices.tolist(), "problems": found.problems, "manifest": found.manifest}
+
+
+def make_repo(repo: str, files: dict[str, str], private: bool = False, gated: str | bool = False) -> str:
+    """A dataset repo with these files, given as latin-1 text; the commit."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+    operations = [CommitOperationAdd(path, text.encode("latin-1")) for path, text in files.items()]
+    done = api.create_commit(repo, operations, commit_message="Files", repo_type="dataset")
+    if gated:
+        api.update_repo_settings(repo, repo_type="dataset", gated=gated)
+    return done.oid
