@@ -97,7 +97,10 @@ def staged_in(folder: Path, config_name: str, split: str) -> Staged:
     try:
         rows = sum(pq.read_metadata(own / name).num_rows for name in names)
     except (OSError, ValueError) as error:
-        raise CurateError(f"the files of {config_name!r}, split {split!r}, cannot be read: {error}") from error
+        raise CurateError(
+            f"the files of {config_name!r}, split {split!r}, cannot be read ({type(error).__name__}): save the config "
+            "again."
+        ) from error
     if not names or said != (config_name, split, rows):
         raise CurateError(
             f"{folder.name}/{config_name} does not hold what its manifest says (config {said[0]!r}, split "

@@ -166,9 +166,7 @@ def push_staged(
             ) from error
         except ValueError as error:  # what the client makes of a README that the Hub does not take
             if readme is None or not str(error).startswith("Invalid metadata"):
-                raise HubError(
-                    f"{repo_id}: nothing was committed: {_first_line(error)}."
-                ) from error
+                raise HubError(f"{repo_id}: nothing was committed: {_first_line(error)}.") from error
             refused = "the Hub does not take it: " + " ".join(str(error).split())[:300]
             continue
         for note in notes:

@@ -107,11 +107,9 @@ class Client:
         assert "CurateError" in answer.kinds, answer.trace
         return answer
 
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait(10)
-
     def close(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
         self._process.communicate(timeout=20)
 
 

@@ -1,0 +1,46 @@
+"""README and the other pages keep what they promise."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import hf_curate
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/LOG.md")
+
+
+def test_no_page_has_a_dead_relative_link_or_an_unfilled_table() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text("utf-8")
+        assert not re.findall(r"\b[A-Z]+_TABLE\b|\bTODO\b", text), page
+        for target in re.findall(r"\]\(([^)#:\s]+)\)", text):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} -> {target}"
+
+
+def test_the_code_of_the_readme_uses_public_names_only() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "hf_curate":
+                assert all(hasattr(hf_curate, name.name) for name in node.names)
+
+
+def test_the_ratios_of_the_readme_are_those_of_the_recorded_result() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    [path] = (ROOT / "benchmarks" / "results").glob("grace_over_forward_*_cpu.json")
+    result = json.loads(path.read_text("utf-8"))
+    for proxy in ("representation", "outer", "last"):
+        ratio = f"{result['median_ratio_to_forward'][proxy]:.2f}"
+        assert re.search(rf"\| `{proxy}` \| {re.escape(ratio)} ", text), proxy
+
+
+def test_the_files_that_the_readme_draws_are_there() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    house = text[text.index("## The house") :]
+    for name in re.findall(r"\b[\w/]+\.py\b", house):
+        assert (ROOT / "hf_curate" / name).is_file() or (ROOT / name).is_file(), name
