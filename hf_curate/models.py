@@ -1,4 +1,4 @@
-"""id[@revision] | folder | live module -> a causal LM with its tokenizer on a device, and an identity of its weights.
+"""A source of weights -> a causal LM with its tokenizer on a device.
 
 Safe by construction: safetensors only, `trust_remote_code=False`, Hub models pinned to a commit before anything is
 loaded. Supported placements: one device (default), `model_kwargs={"device_map": ...}` over several devices, quantised
@@ -8,23 +8,32 @@ by name.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import MissingPackageError, ModelError
-from hf_curate.hub.resolve import HUB_ID, model_commit
+from hf_curate.weights import ModelSource, first_line
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_curate.gradients.head import Head
+
+REFUSED = {
+    "dtype",
+    "revision",
+    "state_dict",
+    "subfolder",
+    "torch_dtype",
+    "trust_remote_code",
+    "use_safetensors",
+}
+"""Model arguments that would load other weights than the identity says, or run code."""
 
 _forked = False
 
@@ -163,9 +172,12 @@ def load_model(
 ) -> LanguageModel:
     """Loads (or takes) the model, puts it on its device in eval mode, and proves its head on a few tokens."""
     kwargs = dict(model_kwargs or {})
-    refused = sorted({"trust_remote_code", "use_safetensors", "revision"} & set(kwargs))
+    refused = sorted(REFUSED & set(kwargs))
     if refused:
-        raise ModelError(f"model_kwargs may not set {', '.join(refused)}: safetensors without remote code, revision=.")
+        raise ModelError(
+            f"model_kwargs may not set {', '.join(refused)}: what is loaded are the safetensors at the top of the "
+            "named model, without remote code; for another type or commit use dtype= or revision=."
+        )
     settle_after_fork()
     place = pick_device(device, rank)
     if source.live is not None:
@@ -211,6 +223,7 @@ def _from_pretrained(source: ModelSource, dtype: Any, kwargs: dict[str, Any]) ->
 
 
 def prepared(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> LanguageModel:
+    """A model that is in its place, ready to be scored with; raises for what cannot be scored exactly."""
     import torch
 
     from hf_curate.gradients.head import check_head, head_of

@@ -70,8 +70,8 @@ def find_spans(
             callable from the completion to the steps' texts (in order) or spans.
         think_open: Whether the prompt ended with an opened <think>: then the text up to </think> is inside it.
 
-    RowError: "no answer", "no step", "steps not found" or "splitter failed". CurateError: the splitter is unknown, or
-    a callable returned something that is not texts or spans.
+    RowError: "no answer", "no step", "steps not found" or "splitter failed" (a callable raised an exception, or
+    returned something that is not texts or spans). CurateError: the splitter is unknown.
     """
     answer, marker, by = find_answer(completion, gold)
     if split == "auto":
@@ -252,11 +252,11 @@ def _called(split: Callable[[str], Any], text: str) -> list[Span]:
         try:
             start, end = map(operator.index, item)
         except (TypeError, ValueError) as error:
-            found = f"{type(result).__name__} with {item!r:.60}"
-            raise CurateError(f"the splitter {name} returned {found}, expected texts or (start, end) pairs") from error
+            what = f"{name} returned {type(result).__name__} with {item!r:.60}, expected texts or (start, end) pairs"
+            raise RowError("splitter failed", what) from error
         if not at <= start <= end <= len(text):
-            found = f"the span ({start}, {end}) after {at}, in a text of {len(text)} characters"
-            raise CurateError(f"the splitter {name} returned {found}: spans must be in order, apart, and inside it")
+            what = f"{name} returned the span ({start}, {end}) after {at}, in a text of {len(text)} characters"
+            raise RowError("splitter failed", f"{what}: spans must be in order, apart, and inside it")
         spans.append((start, end))
         at = end
     return spans

@@ -47,10 +47,12 @@ def folder_digest(folder: Path) -> str:
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """sha256 over config and every tensor of a live model (names, shapes, dtypes, bytes). About 1 s per GB."""
+    """sha256 over config, adapters and every tensor of a live model (names, shapes, dtypes, bytes). About 1 s per
+    GB."""
     import torch
 
-    digest = hashlib.sha256(json.dumps(_stable_config(model), sort_keys=True, default=str).encode())
+    parts = [_stable_config(model), *_adapters(model)]
+    digest = hashlib.sha256("\0".join(json.dumps(part, sort_keys=True, default=_plain) for part in parts).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         if not tensor.is_meta and tensor.numel():
@@ -61,6 +63,29 @@ def weights_digest(model: PreTrainedModel) -> str:
 def _stable_config(model: PreTrainedModel) -> dict[str, Any]:
     volatile = {"_name_or_path", "transformers_version"}
     return {key: value for key, value in model.config.to_dict().items() if key not in volatile}
+
+
+def _adapters(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """The settings of a live model's PEFT adapters, and which of them act in each layer and how; [] without any."""
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return []
+    volatile = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+    settings = {
+        name: {key: value for key, value in config.to_dict().items() if key not in volatile}
+        for name, config in configs.items()
+    }
+    layers = {
+        name: [module.disable_adapters, module.active_adapters, module.merged_adapters, getattr(module, "scaling", {})]
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "disable_adapters", None), bool)  # a method elsewhere
+    }
+    return [settings, layers]
+
+
+def _plain(value: Any) -> Any:
+    """Values of configs that JSON does not know: sets in a fixed order, everything else as text."""
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -112,6 +137,15 @@ class ModelSource:
         return cls("hub", name, at or revision or "main")
 
     @property
+    def base(self) -> ModelSource:
+        """The source of the full weights: for an adapter folder that of its base, else this one."""
+        adapter = Path(self.name) / "adapter_config.json"
+        if self.kind != "folder" or not adapter.is_file():
+            return self
+        config = json.loads(adapter.read_text("utf-8"))
+        return ModelSource.of(str(config.get("base_model_name_or_path")), config.get("revision"))
+
+    @property
     def commit(self) -> str | None:
         """40 hex digits for a Hub model (asked for once, from the cache when offline), else None."""
         if self.kind == "hub" and self._commit is None:
@@ -125,7 +159,7 @@ class ModelSource:
     def digest(self) -> str | None:
         """sha256 of the weights of a folder or a live model, else None. A live model is read again at every call."""
         if self.kind == "folder":
-            base = _base_source(self)
+            base = self.base
             own = folder_digest(Path(self.name))
             return own if base is self else _digest_text(own, json.dumps(base.identity(), sort_keys=True))
         return weights_digest(self.live) if self.live is not None else None
@@ -167,7 +201,7 @@ def load_config(source: ModelSource) -> Any:
         return source.live.config
     from transformers import AutoConfig
 
-    base = _base_source(source)
+    base = source.base
     try:
         return AutoConfig.from_pretrained(base.name, revision=base.commit, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -23,17 +23,20 @@ FACTS = {"errors", "rows", "chat", "steps", "answers"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     **dict.fromkeys(FACTS - {"errors"}, FACTS),
-    "models": {*FACTS, "gradients.head", "hub.resolve"},
+    "weights": {"errors", "rows", "hub.resolve"},
+    "models": {*FACTS, "weights", "gradients.head"},
     "batches": {*FACTS, "models"},
     "gradients": {*FACTS, "models", "batches", "gradients"},
-    "scorers": {*FACTS, "stats", "models", "batches", "gradients", "scorers"},
+    "scorers": {*FACTS, "stats", "weights", "models", "batches", "gradients", "scorers"},
     "budgets": {"errors"},
     "stats": {"errors"},
     "sources": {"errors", "hub.resolve"},
-    "selection": {"errors", "rows", "budgets", "stats", "sources", "hub"},
+    "scored": {"errors", "budgets"},
+    "account": {"errors", "rows", "budgets", "scored", "stats", "sources", "hub.manifest"},
+    "selection": {"errors", "budgets", "scored", "account", "hub"},
     "report": {"errors", "hub.markdown"},
     "hub": {"errors", "hub", "report", "selection"},
-    "runs": {"errors", "sources", "scorers", "runs"},
+    "runs": {"errors", "sources", "scorers", "scored", "account", "runs"},
     "inspect": {"errors", "rows", "steps", "sources", "runs", "hub"},
     "demo": {"errors", "demo", "runs", "scorers", "selection", "gradients", "sources", "hub"},
     "cli": {"*"},
@@ -47,6 +50,8 @@ FORBIDDEN_PACKAGES = {
     "stats": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "pandas"},
     "gradients": {"datasets", "huggingface_hub", "jinja2", "matplotlib", "pyarrow"},
     "hub": {"torch", "transformers", "peft"},
+    "scored": {"torch", "transformers", "peft"},
+    "account": {"torch", "transformers", "peft"},
     "selection": {"torch", "transformers", "peft"},
     "sources": {"torch", "transformers", "peft"},
     "report": {"torch", "transformers", "datasets"},
@@ -108,12 +113,11 @@ def test_every_room_has_a_rule_and_every_rule_a_room() -> None:
 
 def test_scorers_and_hub_do_not_know_each_other() -> None:
     for module, path in FILES.items():
-        if room(module) in ("hub", "selection", "budgets"):
-            assert not {
-                name for name in ours(path) if room(name) in ("scorers", "gradients", "models", "batches", "runs")
-            }
+        rooms = {room(name) for name in ours(path)}
+        if room(module) in ("hub", "selection", "account", "scored", "budgets"):
+            assert not rooms & {"scorers", "gradients", "models", "weights", "batches", "runs"}
         if room(module) in ("scorers", "gradients", "batches"):
-            assert not {name for name in ours(path) if room(name) in ("hub", "selection", "budgets", "runs", "report")}
+            assert not rooms & {"hub", "selection", "account", "scored", "budgets", "runs", "report"}
 
 
 def loaded_by(code: str, *names: str) -> list[str]:
@@ -133,6 +137,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_using_what_needs_no_model_loads_no_torch() -> None:
     code = "from hf_curate import select, load_curated, Card, score, Selection; from hf_curate import inspect, sources"
     assert loaded_by(code, "transformers", "matplotlib", "peft", "torch") == []
+    named = "from hf_curate.weights import ModelSource; ModelSource.of('org/name'), ModelSource.of(hf_curate.demo.MODEL)"
+    assert loaded_by(f"import hf_curate.demo; {named}.digest", "transformers", "peft", "torch") == []
 
 
 def test_the_public_names_are_there_and_others_are_not() -> None:

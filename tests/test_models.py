@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +20,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from hf_curate import GraceScorer
 from hf_curate.errors import ModelError
-from hf_curate.models import (
+from hf_curate.models import as_dtype, evaluating, load_model, load_tokenizer, pick_device
+from hf_curate.weights import (
     ModelSource,
-    as_dtype,
     context_length,
-    evaluating,
     folder_digest,
     load_config,
-    load_model,
-    load_tokenizer,
-    pick_device,
     tokenizer_digest,
     weights_digest,
 )
 
+NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ROW = {"prompt": "How many?\n", "completion": "48/2=24\n\n48+24=72\n\n#### 72"}
 
 
@@ -218,10 +218,22 @@ def test_a_slow_tokenizer_of_transformers_is_refused(folder: Path, tmp_path: Pat
         GraceScorer(folder, tokenizer=CanineTokenizer())(ROW)
 
 
-@pytest.mark.parametrize("name", ["trust_remote_code", "use_safetensors", "revision"])
-def test_model_kwargs_cannot_undo_the_safety(name: str, folder: Path) -> None:
-    with pytest.raises(ModelError, match=f"model_kwargs may not set {name}"):
-        GraceScorer(folder, model_kwargs={name: True})(ROW)
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("trust_remote_code", True),
+        ("use_safetensors", False),
+        ("revision", "main"),
+        ("dtype", "float16"),
+        ("torch_dtype", torch.float16),
+        ("state_dict", {}),
+        ("subfolder", "other"),
+    ],
+)
+def test_model_kwargs_cannot_undo_the_safety_or_load_other_weights(name: str, given: Any, folder: Path) -> None:
+    source = ModelSource.of(folder)
+    with pytest.raises(ModelError, match=f"model_kwargs may not set {name}: .* use dtype= or revision="):
+        load_model(source, load_tokenizer(source), model_kwargs={name: given})
 
 
 def test_a_live_model_is_taken_as_it_is(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -432,6 +444,59 @@ def test_a_live_digest_follows_every_weight_and_is_the_same_for_equal_models() -
         two.model.norm.weight[3] += 1e-6
     assert weights_digest(one) != weights_digest(two)
     assert weights_digest(one) != weights_digest(tiny().to(torch.bfloat16))
+
+
+def adapted(**settings: Any) -> Any:
+    """A live model with two adapters of equal weights."""
+    peft = pytest.importorskip("peft")
+    settings = {"r": 2, "target_modules": ["v_proj", "q_proj"], "init_lora_weights": False, **settings}
+    torch.manual_seed(5)
+    model = peft.get_peft_model(tiny(), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    model.add_adapter("other", peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    return model
+
+
+def test_a_live_digest_follows_what_its_adapters_do() -> None:
+    plain, model = weights_digest(adapted()), adapted()
+    assert weights_digest(model) == plain == weights_digest(adapted(base_model_name_or_path="/elsewhere"))
+    others = {
+        "alpha": weights_digest(adapted(lora_alpha=64)),
+        "rslora": weights_digest(adapted(use_rslora=True)),
+        "base alone": weights_digest(tiny()),
+    }
+    model.set_adapter("other")
+    others["active"] = weights_digest(model)
+    model.set_adapter("default")
+    model.base_model.disable_adapter_layers()
+    others["disabled"] = weights_digest(model)
+    model.base_model.enable_adapter_layers()
+    assert weights_digest(model) == plain
+    layer = next(m for m in model.modules() if isinstance(getattr(m, "scaling", None), dict))
+    layer.scale_layer(2.0)
+    others["scaled"] = weights_digest(model)
+    assert len({plain, *others.values()}) == len(others) + 1
+
+
+def test_a_live_digest_follows_adapters_that_transformers_injected() -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    before = weights_digest(model)
+    model.disable_adapters()
+    assert weights_digest(model) != before
+    model.enable_adapters()
+    assert weights_digest(model) == before
+
+
+def test_a_live_digest_with_adapters_is_the_same_in_every_process(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    code = "import test_models as m; print(m.weights_digest(m.adapted(target_modules=set(m.NAMES))))"
+    found = set()
+    for seed in ("1", "2", "3"):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        found.add(done.stdout.splitlines()[-1])
+    assert len(found) == 1
 
 
 def test_the_digest_of_a_tokenizer_ignores_the_state_of_its_last_call() -> None:

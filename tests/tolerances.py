@@ -19,6 +19,9 @@ SAME_RUN = {torch.float64: 1e-11, torch.float32: 2e-5}
 CONFIDENT = 1e-4
 """Relative error of u_t in float32 where 1 - p_y is about 1e-6; forming p - y by subtraction misses it."""
 
+CONFIDENT_COSINE = 1e-3
+"""Absolute error of cosines in float32 where the label leads by 52 logits and squared gradients are below 1e-40."""
+
 BFLOAT16_GRAM = 0.15
 BFLOAT16_LOSS = 0.03
 """bfloat16 model against the same rounded weights in float32, norm-wise. Activations carry 8 bits: about 1 % an

@@ -39,7 +39,8 @@ def segment_grams(
         byte_budget: bound on temporary memory beyond the forward pass.
 
     Returns:
-        For each row: gram [S, S] and the losses of its distinct labels in order, on the CPU, in float32 or wider.
+        For each row: gram [S, S] and the losses of its distinct labels in order, on the CPU; losses in float32 or
+        wider, the gram in float64 (of "exact" as the losses), where squares of very small gradients have room.
     """
     if proxy == "exact":
         return [
@@ -87,6 +88,7 @@ def _representation(
     results, first = [], 0
     for row, (start, stop) in zip(local, pairwise(starts), strict=True):
         own = gradients[first : first + len(row)]
+        own = (own.cpu() if own.device.type == "mps" else own).double()  # MPS has no float64
         results.append(((own @ own.T).cpu(), losses[start:stop].cpu()))
         first += len(row)
     return results
@@ -112,5 +114,5 @@ def _factored(
     for row, (start, stop) in zip(local, pairwise(starts), strict=True):
         own = [(a[start:stop], b[start:stop]) for a, b in layers]
         gram = factored_gram(own, Segments.of(row), byte_budget)
-        results.append((gram.cpu(), losses[start:stop].cpu()))
+        results.append((gram, losses[start:stop].cpu()))
     return results

@@ -43,10 +43,10 @@ def check_names(config_name: str, split: str) -> None:
             "with a letter or digit, and not 'data'; other names can make every config of a repo unloadable. Try "
             "'grace-20pct'."
         )
-    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or len(split) > 96:
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or len(split) > 96 or split.lower() == "all":
         raise ConfigNameError(
             f"split name {_short(split)} cannot be used: letters, digits, '_' and '.' between them (datasets takes no "
-            "'-'). Try 'train'."
+            "'-'), and not 'all', which means every split. Try 'train'."
         )
 
 

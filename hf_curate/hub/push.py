@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, HfFileSystem
 from huggingface_hub.errors import (
     HFValidationError,
     OfflineModeIsEnabled,
@@ -32,6 +33,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_curate.errors import ConfigNameError, HubError
 from hf_curate.hub.files import Staged, full_card, merged_readme, minimal_card, stage
 from hf_curate.hub.manifest import check_names, data_files
+from hf_curate.hub.markdown import visible
 from hf_curate.hub.resolve import HUB_ID, UNREACHABLE, check_token
 
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ def _readme(
         for make in (full_card, minimal_card) if why is None else ():
             try:
                 merged, more = merged_readme(text, staged, make)
-                return merged.encode("utf-8"), [*notes, *more]
+                return merged.encode("utf-8"), [*notes, *more, *_other_format(merged)]
             except ConfigNameError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError, jinja2.TemplateError) as error:
@@ -252,6 +254,25 @@ def _readme(
         f"The data is there: load_curated({repo_id!r}, {one.config_name!r}) or load_dataset('parquet', data_files="
         f"'hf://datasets/{repo_id}/{data_files(one.manifest)}'). Repair README.md and push again."
     ]
+
+
+def _other_format(readme: str) -> list[str]:
+    """A sentence where `datasets`, which reads all configs of a repo in the format of the first, will not read ours."""
+    first = next(iter(MetadataConfigs.from_dataset_card_data(DatasetCard(readme).data).values()))  # pyright: ignore[reportArgumentType]
+    files = first.get("data_files")
+    listed = [
+        one.get("path") if isinstance(one, dict) else one for one in (files if isinstance(files, list) else [files])
+    ]
+    paths = [path for one in listed for path in (one if isinstance(one, list) else [one]) if isinstance(path, str)]
+    other = next((path for path in paths if PurePosixPath(path).suffix not in ("", ".parquet")), None)
+    return (
+        []
+        if other is None
+        else [
+            f"load_dataset reads all configs of a repo in the format of the first, here {visible(other)!r}, so it cannot "
+            "load what was pushed by name: load_curated can. Push it to a repo of its own."
+        ]
+    )
 
 
 def _call(repo_id: str, action: Callable[[], Answer], attempts: int | None = None) -> Answer:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import PurePosixPath
 from typing import Any
 
 from datasets.utils.metadata import MetadataConfigs
@@ -163,12 +162,6 @@ def _add_config(front: FrontMatter, manifest: Mapping[str, Any], notes: list[str
     place = next(
         (i for i, e in enumerate(entries) if isinstance(e, dict) and str(e.get("config_name")) == config), None
     )
-    first = entries[0] if entries and isinstance(entries[0], dict) else {}
-    if other := _other_format(first.get("data_files")):
-        notes.append(
-            f"load_dataset reads all configs of a repo in the format of the first, here {visible(other)!r}, so it cannot "
-            f"load {config!r} by name: load_curated can. Push it to a repo of its own."
-        )
     if place is None:
         front.append(("configs",), {"config_name": config, "data_files": [{"split": split, "path": path}]})
         return
@@ -187,14 +180,6 @@ def _add_config(front: FrontMatter, manifest: Mapping[str, Any], notes: list[str
                 front.put(("configs", place, "data_files", i, "path"), path)
             return
     front.append(("configs", place, "data_files"), {"split": split, "path": path})
-
-
-def _other_format(data_files: Any) -> str | None:
-    """A pattern of files that are no parquet, if there is one."""
-    listed = data_files if isinstance(data_files, list) else [data_files]
-    paths = [one.get("path") if isinstance(one, dict) else one for one in listed]
-    flat = [path for one in paths for path in (one if isinstance(one, list) else [one]) if isinstance(path, str)]
-    return next((path for path in flat if PurePosixPath(path).suffix not in ("", ".parquet")), None)
 
 
 def _with_section(body: str, card: Section, config: str, split: str, newline: str, notes: list[str]) -> str:

@@ -23,18 +23,11 @@ import numpy as np
 from hf_curate.batches import Example, bucket, pad
 from hf_curate.errors import CurateError, RowError
 from hf_curate.gradients.alignment import PROXIES, TARGETS, History, step_scores
-from hf_curate.models import (
-    ModelSource,
-    as_dtype,
-    config_dtype,
-    evaluating,
-    load_config,
-    load_model,
-    settle_after_fork,
-)
+from hf_curate.models import as_dtype, evaluating, load_model, settle_after_fork
 from hf_curate.scorers.base import Scorer
 from hf_curate.scorers.traces import TraceReader
 from hf_curate.steps import Splitter
+from hf_curate.weights import ModelSource, config_dtype, load_config
 
 if TYPE_CHECKING:
     import torch

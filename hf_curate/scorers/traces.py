@@ -9,16 +9,16 @@ from typing import Any
 
 from hf_curate.batches import Example, encode
 from hf_curate.errors import CurateError, ModelError, RowError
-from hf_curate.models import (
+from hf_curate.models import load_tokenizer
+from hf_curate.rows import Columns, detect_columns, prompt_key, read_trace
+from hf_curate.steps import Splitter, check_splitter
+from hf_curate.weights import (
     ModelSource,
     batch_dependent_rope,
     context_length,
     load_config,
-    load_tokenizer,
     tokenizer_digest,
 )
-from hf_curate.rows import Columns, detect_columns, prompt_key, read_trace
-from hf_curate.steps import Splitter, check_splitter
 
 
 @dataclass

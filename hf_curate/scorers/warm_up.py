@@ -17,12 +17,16 @@ import numpy as np
 
 from hf_curate.batches import Example, bucket, pad
 from hf_curate.errors import CurateError, MissingPackageError, ScoreError
-from hf_curate.models import WARM_UP_FILE, LanguageModel
+from hf_curate.models import LanguageModel
+from hf_curate.weights import WARM_UP_FILE
 
 if TYPE_CHECKING:
     from hf_curate.scorers.grace import GraceScorer
 
 logger = logging.getLogger("hf_curate")
+
+WARM_UP_STREAM = 1
+"""The draw's own random stream: with that of a baseline or an audit, these would consist of rows trained on."""
 
 TINY = 10_000_000
 """Under this many parameters the default is full fine-tuning."""
@@ -43,7 +47,8 @@ def warm_up(
     """Trains a copy of the scorer's model and writes weights, tokenizer and `hf_curate_warm_up.json` to `out`."""
     _check(scorer, out, fraction, method)
     _check_training(learning_rate, epochs, batch_rows)
-    chosen = np.random.default_rng(seed).permutation(len(dataset))[: math.ceil(fraction * len(dataset))]
+    shuffled = np.random.default_rng([seed, WARM_UP_STREAM]).permutation(len(dataset))
+    chosen = shuffled[: math.ceil(fraction * len(dataset))]
     read = [scorer.reader.read(dataset[int(index)]) for index in np.sort(chosen)]
     examples = [item for item in read if isinstance(item, Example)]
     if not examples:
@@ -68,6 +73,7 @@ def warm_up(
         "rows": len(examples),
         "unreadable_rows": len(read) - len(examples),
         "pool_rows": len(dataset),
+        "pool_fingerprint": getattr(dataset, "_fingerprint", None),
         "seed": seed,
         "learning_rate": learning_rate,
         "epochs": epochs,
@@ -85,6 +91,12 @@ def _check(scorer: GraceScorer, out: Path, fraction: float, method: str | None) 
         raise CurateError(f"fraction={fraction} must be above 0 and at most 1 (the authors use 0.05).")
     if method not in (None, "lora", "full"):
         raise CurateError(f"method={method!r} is not 'lora' or 'full'.")
+    source = scorer.source
+    if source.base is not source or getattr(source.live, "peft_config", None):
+        raise CurateError(
+            f"{source.label!r} is an adapter, and only full weights can be warmed up: merge it first with "
+            "model.merge_and_unload().save_pretrained(folder), save its tokenizer there, and pass that folder."
+        )
     if method == "lora" and scorer.source.live is not None:
         raise CurateError(
             "a LoRA warm-up stores an adapter that names its base, and a live model has no name: pass a folder or a "
@@ -106,12 +118,12 @@ def _trainable_copy(scorer: GraceScorer) -> LanguageModel:
 
     import torch
 
-    from hf_curate.models import _ready, load_model
+    from hf_curate.models import load_model, prepared
 
     arguments = {"dtype": scorer.dtype, "device": scorer.device, "model_kwargs": scorer.model_kwargs}
     loaded = load_model(scorer.source, scorer.reader.tokenizer, **arguments)
     if scorer.source.live is not None:
-        loaded = _ready(copy.deepcopy(loaded.model), loaded.tokenizer, loaded.device)
+        loaded = prepared(copy.deepcopy(loaded.model), loaded.tokenizer, loaded.device)
     if loaded.model.dtype == torch.float16:
         loaded = _widened(loaded)
     return loaded
@@ -119,9 +131,9 @@ def _trainable_copy(scorer: GraceScorer) -> LanguageModel:
 
 def _widened(loaded: LanguageModel) -> LanguageModel:
     """In float32: half precision weights cannot take small updates."""
-    from hf_curate.models import _ready
+    from hf_curate.models import prepared
 
-    return _ready(loaded.model.float(), loaded.tokenizer, loaded.device)
+    return prepared(loaded.model.float(), loaded.tokenizer, loaded.device)
 
 
 def _with_lora(loaded: LanguageModel, commit: str | None) -> tuple[Any, dict[str, Any]]:
@@ -149,7 +161,7 @@ def _train(
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    generator = np.random.default_rng([seed, 1])
+    generator = np.random.default_rng([seed, WARM_UP_STREAM, 1])  # the order is drawn apart from the rows
     total = epochs * math.ceil(len(examples) / batch_rows)
     losses: list[float] = []
     model.train()

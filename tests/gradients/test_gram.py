@@ -58,7 +58,7 @@ def test_both_routes_give_the_same_for_every_budget(route: object, budget: int) 
 def test_half_precision_is_widened_before_it_is_multiplied() -> None:
     a, b = (part.to(torch.bfloat16) for part in layer(9, 12, 12))
     gram = factored_gram([(a, b)], Segments.of(SPANS))
-    assert gram.dtype == torch.float32
+    assert gram.dtype == torch.float64
     assert distance(gram, explicit([(a.double(), b.double())], SPANS)) < GRAM[torch.float32]
 
 

@@ -129,9 +129,10 @@ def push_pool(
     **options: Any,
 ) -> dict[str, Any]:
     """Select from a pool of 100 rows and push, as one config or as several with a budget each."""
+    from pools import Scorer, pool
+
     import hf_curate.hub.push as room
     from hf_curate import select
-    from pools import Scorer, pool
 
     room.ATTEMPTS = attempts
     rows = pool(seed=seed)

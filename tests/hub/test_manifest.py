@@ -61,6 +61,9 @@ BAD_SPLITS = [
     "train*",
     "a" * 97,
     "train[:5]",
+    "all",
+    "All",
+    "ALL",
 ]
 ODD: list[Any] = [None, 3, b"a", ["a"], True]
 

@@ -102,7 +102,7 @@ def test_a_push_is_one_commit_that_load_dataset_and_load_curated_read(
 ) -> None:
     pushed = alice.run(push_pool, repo=repo, config="grace-20pct")
     commits = hub.commits("dataset", repo)
-    assert [commit.oid for commit in commits][0] == pushed["oid"]
+    assert commits[0].oid == pushed["oid"]
     assert len(commits) == 2
     assert commits[0].title == "Add grace-20pct (train)"
     [shard] = shards(hub, repo, "grace-20pct")
@@ -153,8 +153,9 @@ def test_three_nested_budgets_land_in_one_commit(hub: LoopbackHub, alice: Client
 
 
 def save_pool(folder: str, configs: dict[str, str], seed: int = 0) -> None:
-    from hf_curate import select
     from pools import Scorer, pool
+
+    from hf_curate import select
 
     for config, budget in configs.items():
         select(pool(seed=seed), Scorer(), budget).save(folder, config)
@@ -233,7 +234,7 @@ def test_a_repo_of_files_in_another_format_is_pushed_to_with_a_word_of_warning(
     readme = "---\nconfigs:\n- config_name: raw\n  data_files: raw/*.jsonl\n---\n"
     alice.run(make_repo, repo=repo, files={"README.md": readme, "raw/a.jsonl": '{"question": "1+1"}\n'})
     kept = alice.run(push_pool, repo=repo, config="grace")["kept"]["grace"]
-    assert any("cannot load 'grace' by name" in line for line in alice.said)
+    assert any("cannot load what was pushed by name" in line for line in alice.said)
     assert alice.run(load_checked, repo=repo, config="grace")["rows"] == kept
     assert alice.run(first_rows, repo=repo, config="raw") == [{"question": "1+1"}]
 
@@ -588,8 +589,9 @@ def test_a_readme_that_the_hub_does_not_take_is_left_out_and_the_data_lands(
 def push_odd_manifest(repo: str, config: str, lacking: str) -> list[int]:
     from dataclasses import replace
 
-    from hf_curate import select
     from pools import Scorer, pool
+
+    from hf_curate import select
 
     picked = select(pool(), Scorer(), "20%")
     manifest = {key: value for key, value in picked.manifest.items() if key != lacking}
@@ -645,10 +647,11 @@ def knock(token: bool | None) -> list[str]:
     """The hosts that were looked up by a push, two loads, a select and a model, and what they raised."""
     import socket
 
+    from pools import Scorer, pool
+
     from hf_curate import CurateError, load_curated, select
     from hf_curate.hub.resolve import model_commit
     from hf_curate.sources import load_source
-    from pools import Scorer, pool
 
     looked_up, real = [], socket.getaddrinfo
 

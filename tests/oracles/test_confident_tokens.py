@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
-from tolerances import CONFIDENT
+from tolerances import CONFIDENT, CONFIDENT_COSINE
 from torch import Tensor
 
+from hf_curate.gradients.gram import _by_matrices, _by_tokens
 from hf_curate.gradients.head import Head
+from hf_curate.gradients.segments import segment_grams
 from hf_curate.gradients.upstream import Segments, pooled_signals, token_signals
 
 VOCABULARY, WIDTH, TOKENS = 400, 32, 12
@@ -94,3 +99,64 @@ def test_a_saturated_soft_cap_keeps_its_slope(gain: float) -> None:
     logits = 3.0 * torch.tanh(leaf @ weight.double().T / 3.0)
     (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), leaf)
     assert float(errors(signals, expected).max()) < CONFIDENT
+
+
+# -- so sure that squares of the signal leave the range of float32 ---------------------------------------------------
+
+GAP = 52.0
+SURE_SPANS = [[1, 2, 3, 4], [4, 5], [6, 7, 8, 9], [10, 11, 12]]
+"""Label positions; label t is predicted at position t - 1. The last three tokens are as unsure as usual."""
+
+
+def very_confident() -> tuple[Head, Tensor, Tensor]:
+    """A float32 head, [T, d] inputs and [T] labels of which the first T - 3 lead by about `GAP` logits."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+    labels = torch.randperm(VOCABULARY, generator=generator)[:TOKENS]
+    hidden = 0.3 * torch.randn(TOKENS, WIDTH, generator=generator)
+    for token, label in enumerate(labels[:-3].tolist()):
+        low, high = 0.0, 100.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            logits = (hidden[token] + middle * weight[label]).double() @ weight.double().T
+            others = torch.cat([logits[:label], logits[label + 1 :]])
+            low, high = (low, middle) if float(logits[label] - others.max()) > GAP else (middle, high)
+        hidden[token] += high * weight[label]
+    return Head(weight), hidden, labels
+
+
+def cosines(gram: Tensor) -> Tensor:
+    norms = gram.double().diagonal().sqrt()
+    return gram.double() / norms[:, None] / norms
+
+
+def true_gram(head: Head, hidden: Tensor, labels: Tensor, proxy: str) -> Tensor:
+    signals = truth(head, hidden, labels)
+    if proxy == "outer":
+        signals = torch.einsum("to,ti->toi", signals, hidden.double()).flatten(1)
+    means = torch.stack([signals[[position - 1 for position in span]].mean(0) for span in SURE_SPANS])
+    return means @ means.T
+
+
+@pytest.mark.parametrize("proxy", ["representation", "outer"])
+def test_cosines_of_very_confident_segments_are_right(proxy: str) -> None:
+    head, hidden, labels = very_confident()
+    states = torch.cat([hidden, hidden[:1]])  # the last position predicts nothing
+    model: Any = SimpleNamespace(head=head, decoder=None, hidden=lambda ids: states[None])
+    ids = torch.cat([torch.zeros(1, dtype=torch.int64), labels])[None]
+    ((gram, _),) = segment_grams(model, ids, [SURE_SPANS], proxy)
+    expected = true_gram(head, hidden, labels, proxy)
+    assert float(expected.diagonal()[0]) < 1e-40 < float(expected.diagonal()[-1])
+    assert float((cosines(gram) - cosines(expected)).abs().max()) < CONFIDENT_COSINE
+
+
+@pytest.mark.parametrize("route", [_by_tokens, _by_matrices])
+def test_both_routes_of_inner_products_keep_very_small_signals_and_zeros(route: Any) -> None:
+    head, hidden, labels = very_confident()
+    signals, _ = token_signals(head, hidden, labels)
+    signals[1] = 0.0
+    segments = Segments.of([[position - 1 for position in span] for span in SURE_SPANS])
+    gram, expected = torch.zeros(4, 4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)
+    route(gram, hidden, signals, segments, 2**20)
+    route(expected, hidden.double(), signals.double(), segments, 2**20)
+    assert float((cosines(gram) - cosines(expected)).abs().max()) < CONFIDENT_COSINE

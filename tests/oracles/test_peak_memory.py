@@ -103,7 +103,7 @@ def test_factored_inner_products_stay_within_the_byte_budget(route: str) -> None
 LONG = """
 import transformers
 from hf_curate.gradients.segments import segment_grams
-from hf_curate.models import _ready
+from hf_curate.models import prepared
 
 class Tokenizer:
     def __len__(self):
@@ -114,7 +114,7 @@ config = transformers.LlamaConfig(
     vocab_size=1_000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=1,
     num_key_value_heads=1, max_position_embeddings=32_768, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )
-model = _ready(transformers.LlamaForCausalLM(config).eval(), Tokenizer(), torch.device("cpu"))
+model = prepared(transformers.LlamaForCausalLM(config).eval(), Tokenizer(), torch.device("cpu"))
 ids = torch.randint(3, 1_000, (1, 32_000))
 spans = [list(range(start, start + 100)) for start in range(1, 31_800, 106)] + [list(range(31_900, 32_000))]
 found = {}

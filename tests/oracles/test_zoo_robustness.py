@@ -18,7 +18,8 @@ from zoo import DENSE, ROWS, SPARSE, ZOO, _redraw, batch, build, language_model,
 from hf_curate.errors import ModelError
 from hf_curate.gradients.head import check_head
 from hf_curate.gradients.segments import segment_grams
-from hf_curate.models import LanguageModel, context_length
+from hf_curate.models import LanguageModel
+from hf_curate.weights import context_length
 
 PROXIES = ("representation", "outer", "last", "exact")
 BATCHED = ("representation", "outer", "last")

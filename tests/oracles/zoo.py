@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_curate.models import LanguageModel, _ready
+from hf_curate.models import LanguageModel, prepared
 
 VOCABULARY = 61
 WIDTH = 24
@@ -232,7 +232,7 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 def ready(model: nn.Module) -> LanguageModel:
     """As the library wraps a model that it loaded."""
-    return _ready(model, _Tokenizer(), torch.device("cpu"))  # type: ignore[arg-type]
+    return prepared(model, _Tokenizer(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 @functools.cache

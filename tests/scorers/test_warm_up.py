@@ -8,15 +8,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from tiny import saved, tiny
+from transformers import AutoModelForCausalLM
 
 from hf_curate import GraceScorer, score, select
 from hf_curate.demo import MODEL, load_traces
 from hf_curate.errors import CurateError, MissingPackageError, ScoreError
-from hf_curate.models import folder_digest, weights_digest
+from hf_curate.scorers.audit import AUDIT_STREAM
+from hf_curate.scorers.traces import TraceReader
+from hf_curate.scorers.warm_up import WARM_UP_STREAM
+from hf_curate.weights import folder_digest, weights_digest
 
 RECORD = "hf_curate_warm_up.json"
 
@@ -46,6 +51,7 @@ def test_a_warmed_up_scorer_scores_with_a_trained_copy_and_says_so(tmp_path: Pat
     record = made.record()["model"]["warm_up"]
     assert record == json.loads((tmp_path / "warm" / RECORD).read_text())
     expected = {"method": "full", "fraction": 0.05, "rows": 3, "unreadable_rows": 0, "pool_rows": 50, "seed": 3}
+    expected |= {"pool_fingerprint": pool._fingerprint}
     expected |= {"learning_rate": 1e-4, "epochs": 1, "batch_rows": 16, "steps": 1}
     assert {name: record[name] for name in expected} == expected
     assert record["base"] == {"id": Path(MODEL).name, "sha": None, "digest": before}
@@ -120,6 +126,39 @@ def test_lora_saves_an_adapter_that_loads_onto_its_base(tmp_path: Path, folder: 
     assert {path.name for path in (tmp_path / "warm").glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert folder_digest(folder) == before
     assert made(pool[0])["grace_value"] != GraceScorer(folder)(pool[0])["grace_value"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", None])
+def test_an_adapter_is_refused_with_how_to_merge_it(
+    method: str | None, tmp_path: Path, folder: Path, pool: Dataset, tokenizer: Any
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    adapter = saved(tmp_path / "adapter", model, tokenizer)
+    merge = r"is an adapter, .* merge it first with model.merge_and_unload\(\).save_pretrained\(folder\)"
+    with pytest.raises(CurateError, match=f"'adapter' {merge}"):
+        GraceScorer.warmed_up(adapter, pool, 0.1, out=tmp_path / "warm", method=method)
+    with pytest.raises(CurateError, match=merge):
+        GraceScorer.warmed_up(model, pool, 0.1, out=tmp_path / "warm", method=method, tokenizer=tokenizer)
+    assert not (tmp_path / "warm").exists()
+
+
+def test_the_rows_trained_on_are_drawn_apart_from_baselines_and_audits(
+    tmp_path: Path, folder: Path, pool: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    rows = {row["prompt"]: index for index, row in enumerate(pool)}
+    reads = TraceReader.read
+    monkeypatch.setattr(TraceReader, "read", lambda self, row: read.append(rows[row["prompt"]]) or reads(self, row))
+    GraceScorer.warmed_up(folder, pool, 0.2, seed=3, out=tmp_path / "warm")
+    drawn = {
+        name: sorted(np.random.default_rng(seed).permutation(50)[:10].tolist())
+        for name, seed in {"warm-up": [3, WARM_UP_STREAM], "audit": [3, AUDIT_STREAM], "baseline": 3}.items()
+    }
+    assert len(rows) == 50
+    assert read == drawn["warm-up"]
+    assert drawn["audit"] != drawn["warm-up"] != drawn["baseline"]
 
 
 def test_lora_without_peft_says_what_to_install(
