@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_curate.errors import CurateError
-from hf_curate.hub.resolve import dataset_commit, dataset_license
+from hf_curate.hub.resolve import COMMIT, dataset_commit, dataset_license, remember
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +49,9 @@ def load_source(source: str) -> tuple[Dataset, str]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    sha, _ = dataset_commit(str(parts["id"]), parts["revision"] or "main")
+    sha, why = dataset_commit(str(parts["id"]), parts["revision"] or "main")
+    if sha is None and parts["revision"] not in (None, "main"):  # `datasets` would take what is in its cache instead
+        raise CurateError(f"{source} cannot be loaded: {why}.")
     try:
         loaded = load_dataset(str(parts["id"]), parts["config"], revision=sha or parts["revision"])
     except (OSError, ValueError, DatasetsError) as error:  # not found, offline, several configs: their message says
@@ -59,8 +61,24 @@ def load_source(source: str) -> tuple[Dataset, str]:
         ) from error
     split = _only([str(split) for split in loaded], parts["split"], source)
     dataset = loaded[split]  # type: ignore[index]
+    given = _cached_commit(dataset)
+    if sha is not None and given not in (None, sha):
+        raise CurateError(
+            f"{source} cannot be loaded at its commit {sha[:7]}: offline, datasets gives the last one that it loaded, "
+            f"{str(given)[:7]}. Connect (no HF_HUB_OFFLINE), or name that commit."
+        )
+    sha = sha or given
+    if sha is not None:
+        remember(str(parts["id"]), parts["revision"] or "main", "dataset", sha)
     config = parts["config"] or dataset.info.config_name
     return dataset, f"{parts['id']}@{sha or parts['revision'] or 'main'}:{config}/{split}"
+
+
+def _cached_commit(dataset: Dataset) -> str | None:
+    """The commit of a Hub dataset in the cache of `datasets`, by the name of its folder."""
+    names = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    name = names.pop() if len(names) == 1 else ""
+    return name if COMMIT.fullmatch(name) else None
 
 
 def _load_local(path: Path) -> Dataset:

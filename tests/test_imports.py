@@ -137,8 +137,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_using_what_needs_no_model_loads_no_torch() -> None:
     code = "from hf_curate import select, load_curated, Card, score, Selection; from hf_curate import inspect, sources"
     assert loaded_by(code, "transformers", "matplotlib", "peft", "torch") == []
-    named = "from hf_curate.weights import ModelSource; ModelSource.of('org/name'), ModelSource.of(hf_curate.demo.MODEL)"
-    assert loaded_by(f"import hf_curate.demo; {named}.digest", "transformers", "peft", "torch") == []
+    code = "from hf_curate.demo import MODEL; from hf_curate.weights import ModelSource as Source"
+    named = f"{code}; Source.of('org/name'); Source.of(MODEL).identity()"
+    assert loaded_by(named, "transformers", "matplotlib", "peft", "torch") == []
 
 
 def test_the_public_names_are_there_and_others_are_not() -> None:

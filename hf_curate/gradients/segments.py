@@ -40,7 +40,7 @@ def segment_grams(
 
     Returns:
         For each row: gram [S, S] and the losses of its distinct labels in order, on the CPU; losses in float32 or
-        wider, the gram in float64 (of "exact" as the losses), where squares of very small gradients have room.
+        wider, the gram in float64, where squares of very small gradients have room.
     """
     if proxy == "exact":
         return [
@@ -69,7 +69,7 @@ def segment_grams(
 def exact_row(model: LanguageModel, ids: Tensor, spans: Spans, parameters: str = "linear") -> tuple[Tensor, Tensor]:
     """Gram and losses of one row by plain autograd over a parameter set."""
     gram, losses = exact_gram(model.model, ids, spans, parameters)
-    return gram.cpu(), losses[_labels(spans)].cpu()
+    return gram.cpu().double(), losses[_labels(spans)].cpu()
 
 
 @torch.no_grad()

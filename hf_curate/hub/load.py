@@ -42,11 +42,12 @@ def load_curated(
     from datasets.exceptions import DatasetsError
 
     root = Path(repo_or_folder).expanduser()
+    place = root.name if root.is_dir() else str(repo_or_folder)
     if not root.is_dir():
         root = _snapshot(str(repo_or_folder), config_name, revision, token)
     elif revision is not None:
         raise ManifestError(f"revision={revision!r} was given with the folder {root.name!r}: folders have none.")
-    splits = _splits(root, config_name)
+    splits = _splits(root, config_name, place)
     if split is None:
         if len(splits) > 1:
             raise ManifestError(
@@ -109,10 +110,10 @@ def curated_configs(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def _splits(root: Path, config_name: str) -> list[str]:
+def _splits(root: Path, config_name: str, place: str) -> list[str]:
     found = curated_configs(root)
     if config_name not in found:
         there = ", ".join(map(repr, found)) or "none"
-        raise ManifestError(f"there is no curated config {config_name!r} in {root.name!r}; there are: {there}.")
+        raise ManifestError(f"there is no curated config {config_name!r} in {place!r}; there are: {there}.")
     check_names(config_name, found[config_name][0])
     return found[config_name]

@@ -257,22 +257,19 @@ def _readme(
 
 
 def _other_format(readme: str) -> list[str]:
-    """A sentence where `datasets`, which reads all configs of a repo in the format of the first, will not read ours."""
-    first = next(iter(MetadataConfigs.from_dataset_card_data(DatasetCard(readme).data).values()))  # pyright: ignore[reportArgumentType]
-    files = first.get("data_files")
-    listed = [
-        one.get("path") if isinstance(one, dict) else one for one in (files if isinstance(files, list) else [files])
+    """A sentence where `datasets`, which reads all configs of a repo in the format of the first, cannot read ours."""
+    configs = MetadataConfigs.from_dataset_card_data(DatasetCard(readme).data)  # pyright: ignore[reportArgumentType]
+    files = next(iter(configs.values())).get("data_files")
+    listed = files if isinstance(files, list) else [files]
+    paths = [one.get("path") if isinstance(one, dict) else one for one in listed]
+    flat = [path for one in paths for path in (one if isinstance(one, list) else [one]) if isinstance(path, str)]
+    other = next((path for path in flat if PurePosixPath(path).suffix not in ("", ".parquet")), None)
+    if other is None:
+        return []
+    return [
+        f"load_dataset reads all configs of a repo in the format of the first, here {visible(other)!r}, so it cannot "
+        "load what was pushed by name: load_curated can. Push it to a repo of its own."
     ]
-    paths = [path for one in listed for path in (one if isinstance(one, list) else [one]) if isinstance(path, str)]
-    other = next((path for path in paths if PurePosixPath(path).suffix not in ("", ".parquet")), None)
-    return (
-        []
-        if other is None
-        else [
-            f"load_dataset reads all configs of a repo in the format of the first, here {visible(other)!r}, so it cannot "
-            "load what was pushed by name: load_curated can. Push it to a repo of its own."
-        ]
-    )
 
 
 def _call(repo_id: str, action: Callable[[], Answer], attempts: int | None = None) -> Answer:

@@ -8,7 +8,13 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.file_download import repo_folder_name
 
 from hf_curate.errors import HubError
@@ -79,6 +85,8 @@ def _commit(name: str, revision: str, kind: str, token: str | bool | None) -> tu
         return None, "there is no such repo, or the token may not see it"
     except RevisionNotFoundError:
         return None, f"there is no revision {revision!r}"
+    except HFValidationError as error:
+        return None, f"{error}".splitlines()[0].rstrip(".")
     except OfflineModeIsEnabled:
         why, silent = "offline (HF_HUB_OFFLINE)", True
     except UNREACHABLE as error:

@@ -15,7 +15,7 @@ from hf_curate import GraceScorer, score, select
 from hf_curate.demo import MODEL, load_traces
 from hf_curate.errors import CurateError
 from hf_curate.scorers.audit import AUDIT_STREAM
-WARM_UP_STREAM = 1
+from hf_curate.scorers.warm_up import WARM_UP_STREAM
 
 
 def test_secrets_and_paths_in_model_kwargs_reach_no_record_and_no_pickle() -> None:
