@@ -170,7 +170,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
     room = max(abs(low), abs(high), 1e-290) * 1e-12
     if high - low < room:
         low, high = low - room, high + room
-    return np.histogram_bin_edges(values, bins=BINS, range=(low, high))
+    return np.histogram_bin_edges(values, bins=min(BINS, max(8, int(2 * len(values) ** 0.5))), range=(low, high))
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float | int] | None:

@@ -13,6 +13,8 @@ from hf_curate.errors import ManifestError, RowError
 from hf_curate.hub.markdown import visible
 
 WIDTH = 100
+LOOKED_AT = 1000
+UNREADABLE = "cannot be scored"
 
 
 def inspect_source(source: str, rows: int, columns: dict[str, str | None], split: str) -> str:
@@ -30,6 +32,10 @@ def inspect_source(source: str, rows: int, columns: dict[str, str | None], split
     )
     parts = [f"{name}: {len(dataset):,} rows\ncolumns: {named} (by {found.level})"]
     parts += [_shown(index, dataset[index], found, split) for index in range(min(rows, len(dataset)))]
+    looked = min(len(dataset), LOOKED_AT)
+    texts = [_shown(index, dataset[index], found, split) for index in range(looked)]
+    bad = [text for text in texts if UNREADABLE in text]
+    parts.append(f"of the first {looked:,} rows {looked - len(bad):,} can be read" + (f"; {bad[0]}" if bad else ""))
     return "\n\n".join(parts)
 
 
@@ -41,7 +47,7 @@ def _shown(index: int, row: dict[str, Any], columns: Any, split: str) -> str:
         trace = read_trace(row, columns)
         spans = find_spans(trace.completion, gold=trace.gold, steps=trace.steps, split=split)
     except RowError as error:
-        return f"row {index}: cannot be scored ({visible(str(error))})"
+        return f"row {index}: {UNREADABLE} ({visible(str(error))})"
     prompt = trace.prompt if isinstance(trace.prompt, str) else json.dumps(trace.prompt, ensure_ascii=False)
     lines = [
         f"row {index}: {len(spans.steps)} steps by {spans.splitter}, answer by {spans.answer_by}",
@@ -102,7 +108,7 @@ def inspect_config(folder: Path, config_name: str | None, split: str | None) -> 
     verdict = (
         "data and manifest agree" if not picked.problems else "DATA AND MANIFEST DIFFER: " + "; ".join(picked.problems)
     )
-    text = "\n".join(
-        [f"{config_name}: {picked!r}", verdict, json.dumps(picked.manifest, indent=2, ensure_ascii=False)]
-    )
+    scores = {name: value for name, value in picked.manifest["scores"].items() if name != "histogram"}
+    shown = json.dumps({**picked.manifest, "scores": scores}, indent=2, ensure_ascii=False)
+    text = "\n".join([f"{config_name}: {picked!r}", verdict, shown])
     return visible(text, keep="\n")

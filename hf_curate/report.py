@@ -69,6 +69,7 @@ def _draw(figure: Any, manifest: Mapping[str, Any], histogram: Mapping[str, Any]
     column = visible(str(manifest["selector"]["column"]))
     axes.set_xlabel(column if len(column) <= 60 else column[:59] + "…", color=QUIET)
     axes.set_ylabel("rows", color=QUIET)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_title(
         f"{rows['kept']:,} of {rows['scored']:,} scored rows kept", loc="left", fontsize=11, weight="bold", pad=24

@@ -62,7 +62,8 @@ def test_score_says_how_many_rows_and_what_comes_next(scored: subprocess.Complet
     assert scored.stdout.splitlines()[0] == f"38 of 40 rows scored -> {place / 'run'}"
     assert scored.stdout.splitlines()[1].startswith("next: hf-curate select ")
     assert "hf-curate: warning: GRACE's authors score with a model that was warmed up" in scored.stderr
-    assert "2 of 40 rows have no score: 1 empty trace, 1 no answer" in scored.stderr
+    assert "2 of 40 rows have no score:\n  1 x empty trace" in scored.stderr
+    assert "\n  1 x no answer: " in scored.stderr
     record = (place / "run" / "run.json").read_text("utf-8")
     assert "MARKER" not in record
     assert json.loads(record)["source"] == "local file traces.jsonl"

@@ -75,6 +75,7 @@ def merge_readme(
             "README.md begins with --- but its front matter is never closed: it was kept as text, below a new one."
         )
     front = FrontMatter(match[2] + newline if match and match[2] else "", newline)
+    known = front.get("hf_curate", "configs", config, split) is not None
     _edit_front_matter(front, manifest, config, split, existing is not None, notes)
     header = (match[1] if match else f"---{newline}") + front.text.removesuffix(newline)
     header += match[3] if match else f"{newline}---{newline}"
@@ -83,6 +84,8 @@ def merge_readme(
         body += f"{newline}# {escape(title)}{newline}"
     elif body and not match and not body.startswith(("\n", "\r")):
         header += newline
+    if known and not any((m["config"], m["split"]) == (config, split) for m in _MARKER.finditer(body)):
+        notes.append(f"The section of {config!r}, split {split!r}, is gone from README.md: the card is at its end.")
     merged = header + _with_section(body, card, config, split, newline, notes)
     _check_loads(merged, config, split)
     return bom + merged, notes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hf_curate.account import overlap_confound
 from hf_curate.errors import CurateError, ScoreError
 from hf_curate.scored import numbers
-from hf_curate.scorers.base import all_failed
+from hf_curate.scorers.base import all_failed, reasons_of
 from hf_curate.sources import public_name
 
 if TYPE_CHECKING:
@@ -79,19 +79,18 @@ def score(
         _check_folder(Path(out), scorer, fingerprint, overwrite)
     make = getattr(scorer, "features", None)
     features = make(dataset) if make is not None else Features({**dataset.features, **scorer.columns})
-    name = str(scorer.record().get("name", "score"))
+    record = scorer.record()
+    name = ", ".join(str(part) for part in (record.get("name"), (record.get("settings") or {}).get("proxy")) if part)
     if dataset.format["type"] is not None:  # scorers read plain values, not tensors or frames
         dataset = dataset.with_format(None)
-    scored = dataset.map(scorer, batched=True, batch_size=batch_rows, features=features, desc=f"scoring ({name})")
+    scored = dataset.map(
+        scorer, batched=True, batch_size=batch_rows, features=features, desc=f"scoring ({name or 'score'})"
+    )
     failures = failed_rows(scored, scorer)
     if sum(failures.values()) == len(scored):
         raise ScoreError(all_failed(len(scored), failures, "Look at one row: hf-curate inspect SOURCE --rows 3."))
     if failures:
-        kinds = Counter()
-        for reason, count in failures.items():
-            kinds[reason.partition(":")[0]] += count
-        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(3))
-        logger.info("%d of %d rows have no score: %s", sum(failures.values()), len(scored), listed)
+        logger.info("%d of %d rows have no score:\n%s", sum(failures.values()), len(scored), reasons_of(failures))
     if out is not None:
         _write(Path(out), scored, scorer, source, fingerprint)
     return scored

@@ -39,13 +39,15 @@ def audit(scorer: GraceScorer, dataset: Any, rows: int, *, parameters: str, seed
 def _compare(
     scorer: GraceScorer, model: LanguageModel, examples: list[Example], parameters: str, seed: int
 ) -> dict[str, Any]:
+    from tqdm.auto import tqdm
+
     from hf_curate.gradients.segments import exact_row, segment_grams
 
     sides: dict[str, dict[str, list[float]]] = {
         side: {"alignment": [], "history": [], "value": []} for side in ("proxy", "exact")
     }
     seconds = {"proxy": 0.0, "exact": 0.0}
-    for example in examples:
+    for example in tqdm(examples, desc="audit", unit="row"):
         ids = pad([example], model.device)
         tokens = np.array([len(span) for span in example.spans])
         for side in ("proxy", "exact"):

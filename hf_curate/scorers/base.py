@@ -228,12 +228,15 @@ def _travel(scorer: Scorer) -> tuple[Callable[..., Scorer], tuple[Any, ...]]:
 
 
 def all_failed(rows: int, reasons: Mapping[str, int], advice: str) -> str:
-    """The text of the error for a run in which nothing could be scored; reasons are listed by how often they came."""
+    """The text of the error for a run in which nothing could be scored."""
+    return f"none of the {rows:,} rows could be scored:\n{reasons_of(reasons)}\n{advice}"
+
+
+def reasons_of(reasons: Mapping[str, int]) -> str:
+    """Lines of the kinds of failure, the most frequent first, each with one row's own words."""
     kinds: dict[str, list[str]] = {}
     for reason in reasons:
         kinds.setdefault(reason.partition(":")[0], []).append(reason)
     counts = {kind: sum(reasons[reason] for reason in texts) for kind, texts in kinds.items()}
-    lines = [
-        f"  {counts[kind]:,} x {kinds[kind][0]}" for kind in sorted(kinds, key=lambda kind: (-counts[kind], kind))[:5]
-    ]
-    return "\n".join([f"none of the {rows:,} rows could be scored:", *lines, advice])
+    ordered = sorted(kinds, key=lambda kind: (-counts[kind], kind))[:5]
+    return "\n".join(f"  {counts[kind]:,} x {kinds[kind][0]}" for kind in ordered)

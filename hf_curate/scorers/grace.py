@@ -124,7 +124,7 @@ class GraceScorer(Scorer):
         as_dtype(dtype)
         self.last_audit: dict[str, Any] | None = None
         self._loaded: LanguageModel | None = None
-        self._warned = False
+        self._warned = self._warned_unknown = False
 
     # -- what a Scorer answers ----------------------------------------------------------------------------------------
 
@@ -184,13 +184,17 @@ class GraceScorer(Scorer):
         defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
         hidden = ("model", "revision", "tokenizer", "model_kwargs", "device", "batch_tokens")
         given = {n: v for n, v in self._arguments.items() if n not in hidden and v != defaults[n]}
-        parts = ["model, tokenizer=tokenizer" if self.source.live is not None else repr(self.source.label)]
+        names = {"live": "model, tokenizer=tokenizer", "folder": repr(f"./{self.source.label}")}
+        parts = [names.get(self.source.kind, repr(self.source.label))]
         parts += [f"revision={self.source.commit!r}"] if self.source.commit else []
         parts += ["tokenizer=tokenizer"] if self._arguments["tokenizer"] is not None and not self.source.live else []
         parts += [f"model_kwargs={self.model_kwargs_record!r}"] if self.model_kwargs_record else []
         for name, value in given.items():
             parts.append(f"{name}={value.__name__ if callable(value) else value!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __repr__(self) -> str:
+        return f"<{self.call()}>"
 
     def reads(self, names: Sequence[str]) -> list[str]:
         return self.reader.reads(names)
@@ -205,6 +209,7 @@ class GraceScorer(Scorer):
         self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
     ) -> list[dict[str, Any] | RowError]:
         read = [self.reader.read(row) for row in rows]
+        self._warn_about_unknown_tokens(read)
         good = [(index, item) for index, item in enumerate(read) if isinstance(item, Example)]
         results: list[Any] = list(read)
         if not good:
@@ -243,11 +248,25 @@ class GraceScorer(Scorer):
             return
         self._warned = True
         warnings.warn(
-            "GRACE's authors score with a model that was warmed up on 5 % of the pool; this run has no warm-up, and "
-            "its card will say so. See GraceScorer.warmed_up.",
+            "GRACE's authors score with a model that was warmed up on 5 % of the pool; this one has had no "
+            "warm-up, and its records will say so. See GraceScorer.warmed_up.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=6,
         )
+
+    def _warn_about_unknown_tokens(self, read: Sequence[Example | RowError]) -> None:
+        """Once: a tokenizer that does not know the text gives numbers all the same."""
+        unknown = self.reader.tokenizer.unk_token_id
+        ids = [token for item in read if isinstance(item, Example) for token in item.input_ids]
+        share = ids.count(unknown) / len(ids) if ids and unknown is not None else 0.0
+        if share > UNKNOWN_SHARE and not self._warned_unknown:
+            self._warned_unknown = True
+            warnings.warn(
+                f"{share:.0%} of the tokens are unknown to the tokenizer of {self.source.label}: scores of text that "
+                "the model cannot read mean nothing. Is it the right model?",
+                UserWarning,
+                stacklevel=6,
+            )
 
     def _score(self, model: LanguageModel, examples: Sequence[Example]) -> list[dict[str, Any] | RowError]:
         from hf_curate.gradients.segments import segment_grams
@@ -382,6 +401,7 @@ class GraceScorer(Scorer):
         return {"model": self.source.name, "revision": self.source.commit}
 
 
+UNKNOWN_SHARE = 0.05
 UNRECORDED = {
     "cache_dir",
     "device_map",

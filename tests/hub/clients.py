@@ -126,22 +126,31 @@ def push_pool(
     seed: int = 0,
     source: str | None = None,
     attempts: int = 12,
+    draw: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Select from a pool of 100 rows and push, as one config or as several with a budget each."""
+    """Select from a pool of 100 rows and push, as one config or as several with a budget each.
+
+    Two thirds of the time would go into drawing the plots: without ``draw`` a few bytes stand for them.
+    """
     from pools import Scorer, pool
 
     import hf_curate.hub.push as room
-    from hf_curate import select
+    from hf_curate import report, select
 
-    room.ATTEMPTS = attempts
+    names, budgets = ([config], [budget]) if isinstance(config, str) else (config, budget)
     rows = pool(seed=seed)
-    if isinstance(config, str):
-        picked = {config: select(rows, Scorer(), budget, source=source)}
-        done = picked[config].push_to_hub(repo, config, **options)
-    else:
-        picked = {name: select(rows, Scorer(), one, source=source) for name, one in zip(config, budget, strict=True)}
-        done = room.push(picked, repo, **options)
+    picked = {name: select(rows, Scorer(), one, source=source) for name, one in zip(names, budgets, strict=True)}
+    real, room.ATTEMPTS = report.plot_scores, attempts
+    if not draw:
+        report.plot_scores = lambda manifest: b"\x89PNG " + str(manifest["budget"]).encode()
+    try:
+        if isinstance(config, str):
+            done = picked[config].push_to_hub(repo, config, **options)
+        else:
+            done = room.push(picked, repo, **options)
+    finally:
+        report.plot_scores = real
     kept = {name: one.indices.tolist() for name, one in picked.items()}
     if isinstance(done, room.PushPlan):
         return {"files": done.files, "deleted": done.deleted, "readme": done.readme, "text": str(done), "kept": kept}

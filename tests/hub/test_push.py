@@ -101,7 +101,7 @@ def agrees(hub: LoopbackHub, repo: str, config: str, split: str = "train", revis
 def test_a_push_is_one_commit_that_load_dataset_and_load_curated_read(
     hub: LoopbackHub, alice: Client, repo: str
 ) -> None:
-    pushed = alice.run(push_pool, repo=repo, config="grace-20pct")
+    pushed = alice.run(push_pool, repo=repo, config="grace-20pct", draw=True)
     commits = hub.commits("dataset", repo)
     assert commits[0].oid == pushed["oid"]
     assert len(commits) == 2
@@ -167,7 +167,7 @@ def test_what_is_pushed_is_byte_for_byte_what_save_writes(
 ) -> None:
     configs = {"grace-10pct": "10%", "grace-20pct": "20%"}
     alice.run(save_pool, folder=str(tmp_path / "out"), configs=configs)
-    alice.run(push_pool, repo=repo, config=list(configs), budget=list(configs.values()))
+    alice.run(push_pool, repo=repo, config=list(configs), budget=list(configs.values()), draw=True)
     saved = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     local = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in saved}
     assert {path.rpartition(".")[2] for path in local} == {"parquet", "json", "png", "md"}
@@ -264,7 +264,7 @@ def test_a_readme_edited_between_two_pushes_keeps_the_edits_and_gets_the_new_sec
     assert now.endswith("\nAn appendix.\n")
 
 
-@pytest.mark.parametrize("damage", ["end missing", "begin missing", "doubled"])
+@pytest.mark.parametrize("damage", ["end missing", "begin missing", "doubled", "both missing"])
 def test_missing_or_doubled_markers_append_the_card_and_say_so(
     hub: LoopbackHub, alice: Client, repo: str, damage: str
 ) -> None:
@@ -279,10 +279,12 @@ def test_missing_or_doubled_markers_append_the_card_and_say_so(
         "end missing": readme.replace(end, ""),
         "begin missing": readme.replace(begin, ""),
         "doubled": f"{readme}\n{section}",
+        "both missing": readme.replace(begin, "").replace(end, ""),
     }[damage]
     alice.run(make_repo, repo=repo, files={"README.md": damaged})
     kept = alice.run(push_pool, repo=repo, config="grace", budget="30%")["kept"]["grace"]
-    assert any("markers of 'grace', split 'train', are doubled or broken" in line for line in alice.said)
+    said = "is gone from README.md" if damage == "both missing" else "are doubled or broken"
+    assert any(said in line and "'grace', split 'train'" in line for line in alice.said)
     now = text(hub, repo)
     assert damaged.split("\n---\n", 1)[1] in now.split("\n---\n", 1)[1]
     assert now.rstrip().endswith(end.strip())
@@ -620,6 +622,53 @@ def test_a_config_of_somebody_else_under_the_same_name_is_an_error_and_not_a_car
     failure = alice.fail(push_pool, repo=repo, config="grace")
     assert "choose another config name" in failure.text
     assert hub.commits("dataset", repo)[0].oid == before
+
+
+# Hostile content
+
+HOSTILE = [
+    "---\nconfigs: []\n---",
+    "<!-- hf_curate:end config=grace split=train -->\n<!-- hf_curate:begin config=grace split=train v1 -->",
+    "| a | `b` | <script>alert(1)</script> | {{ 7*7 }} {% raw %} | ![x](http://evil.invalid/x.png)",
+    "\u202e right to left \u0000 nul \x1b[31m red \r\n\r cr \u2028 line",
+    "hf://datasets/x/../../etc/passwd ${HOME} $(id) %s {0}",
+]
+
+
+def push_hostile(repo: str, texts: list[str], source: str) -> list[str]:
+    from datasets import Dataset
+
+    from hf_curate import select
+
+    columns = {"prompt": texts, "a | b\n# `x` <b>": texts, "score": list(range(len(texts)))}
+    picked = select(Dataset.from_dict(columns), "score", len(texts), source=source)
+    picked.push_to_hub(repo, "grace")
+    return picked.dataset.column_names
+
+
+def load_columns(repo: str) -> dict[str, list[Any]]:
+    from datasets import load_dataset
+
+    return load_dataset(repo, "grace", split="train").to_dict()
+
+
+def test_hostile_text_in_rows_columns_and_licences_lands_unchanged_and_stays_out_of_the_card(
+    hub: LoopbackHub, alice: Client, repo: str
+) -> None:
+    licence = "mit\n---\n<script>|`x` <!-- hf_curate:begin config=grace split=train v1 -->"
+    front = yaml.safe_dump({"license": licence})
+    alice.run(make_repo, repo=f"{repo}-src", files={"README.md": f"---\n{front}---\n"})
+    for _ in range(2):
+        alice.run(push_hostile, repo=repo, texts=HOSTILE, source=f"{repo}-src")
+    found = alice.run(load_columns, repo=repo)
+    assert found["prompt"] == found["a | b\n# `x` <b>"] == HOSTILE
+    readme = text(hub, repo)
+    assert readme.count("<!-- hf_curate:begin") == readme.count("<!-- hf_curate:end") == 1
+    assert "<script>" not in readme
+    assert "evil.invalid" not in readme
+    assert "\n# `x`" not in readme
+    assert alice.run(load_checked, repo=repo, config="grace")["problems"] == []
+    assert "license" not in yaml.safe_load(readme.split("---\n")[1])
 
 
 # Tokens

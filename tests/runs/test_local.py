@@ -138,7 +138,7 @@ def test_failures_are_counted_in_the_log_and_nothing_is_dropped(
     assert len(scored) == 18
     assert scored["grace_value"][16:] == [None, None]
     assert sum(failed_rows(scored, scorer).values()) == 2
-    assert "2 of 18 rows have no score: 2 empty trace" in caplog.text
+    assert "2 of 18 rows have no score:\n  2 x empty trace" in caplog.text
 
 
 def test_a_small_first_batch_that_fails_does_not_lose_the_run(pool: Dataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -35,7 +36,9 @@ def test_a_model_argument_that_cannot_be_written_down_is_an_error() -> None:
 def test_the_call_repeats_the_scorer() -> None:
     scorer = GraceScorer(MODEL, dtype="float32", alpha=0.5, history=("window", 2), prompt="prompt", batch_tokens=100)
     call = scorer.record()["call"]
-    assert call == "GraceScorer('arithmetic-0.8m', prompt='prompt', alpha=0.5, history=('window', 2), dtype='float32')"
+    assert (
+        call == "GraceScorer('./arithmetic-0.8m', prompt='prompt', alpha=0.5, history=('window', 2), dtype='float32')"
+    )
     again = eval(call, {"GraceScorer": lambda model, **options: GraceScorer(MODEL, **options)})
     assert again.identity == scorer.identity
 
@@ -79,3 +82,15 @@ def test_one_seed_draws_different_rows_for_warm_up_and_audit() -> None:
     ]
     assert len(drawn[0] & drawn[1]) < 15
     assert len(drawn[0] & drawn[2]) < 15
+
+
+def test_text_that_the_tokenizer_does_not_know_is_a_warning_once() -> None:
+    rows = Dataset.from_dict({"prompt": ["How many?\n"] * 2, "completion": ["Two and two are four\n#4"] * 2})
+    scorer = GraceScorer(MODEL, dtype="float32")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scorer(rows[:])
+        scorer(rows[:])
+    unknown = [str(warning.message) for warning in caught if "unknown" in str(warning.message)]
+    assert len(unknown) == 1
+    assert "tokenizer of arithmetic-0.8m" in unknown[0]
