@@ -229,6 +229,6 @@ def test_a_model_folder_and_a_run_leave_no_path_behind(tmp_path: Path) -> None:
     texts += [p.read_bytes().decode("latin-1") for p in (tmp_path / "MARKER" / "repo").rglob("*") if p.is_file()]
     assert not any("MARKER" in text or str(tmp_path) in text for text in texts)
     assert kept.manifest["model"]["id"] == "my-model"
-    assert "GraceScorer('my-model'" in kept.manifest["command"]
+    assert "GraceScorer('./my-model'" in kept.manifest["command"]
     assert "local file rows.jsonl" in texts[0]
     assert "local file rows.jsonl" in texts[1]
