@@ -92,7 +92,8 @@ class Selection:
         Args:
             repo_id: "owner/name"; created if it is not there.
             config_name, split: what `load_dataset(repo_id, config_name, split=split)` will load.
-            private: of a new repo; None is private where the source is private or gated.
+            private: of a new repo; None is private where the source is private or gated, and refuses a public repo
+                that is there already.
             create_pr: open a pull request instead of committing.
             revision: branch to commit to, created if it is not there; None is the default branch.
             commit_message: None names the config.

@@ -127,8 +127,13 @@ def push_staged(
     check_token(api.endpoint, token)
     restricted, said = _source_access(api, staged, allow_gated)
     if not dry_run:
-        private = restricted if private is None else private
-        _call(repo_id, lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True))
+        visibility = restricted if private is None else private
+        _call(repo_id, lambda: api.create_repo(repo_id, repo_type="dataset", private=visibility, exist_ok=True))
+        if restricted and private is None and not _call(repo_id, lambda: api.dataset_info(repo_id)).private:
+            raise HubError(
+                f"{repo_id} is public, and the source is private, gated or not to be seen with this token. Nothing "
+                "was sent: push to a private repo, or pass private=False (--no-private) if you may publish these rows."
+            )
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             _call(repo_id, lambda: api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True))
     message = commit_message or f"Add {', '.join(f'{part.config_name} ({part.split})' for part in staged)}"

@@ -485,6 +485,19 @@ def test_a_new_repo_is_private_where_its_source_is_or_may_be(
     assert any("cannot be seen with this token" in line for line in alice.said) == (source == "bob/hidden")
 
 
+def test_a_private_source_is_not_pushed_to_a_public_repo_unless_that_is_said(
+    hub: LoopbackHub, alice: Client, repo: str
+) -> None:
+    alice.run(make_repo, repo="alice/src-closed", files={"a.txt": "a"}, private=True)
+    alice.run(make_repo, repo=repo, files={"a.txt": "a"})
+    before = hub.commits("dataset", repo)
+    failure = alice.fail(push_pool, repo=repo, config="grace", source="alice/src-closed")
+    assert "private=False" in str(failure)
+    assert hub.commits("dataset", repo) == before
+    alice.run(push_pool, repo=repo, config="grace", source="alice/src-closed", private=False)
+    assert len(hub.commits("dataset", repo)) == len(before) + 1
+
+
 def test_a_source_that_was_not_resolved_when_selecting_is_still_looked_at(
     hub: LoopbackHub, alice: Client, repo: str
 ) -> None:
