@@ -31,9 +31,9 @@ def inspect_source(source: str, rows: int, columns: dict[str, str | None], split
         if isinstance(value, str) and role != "level"
     )
     parts = [f"{name}: {len(dataset):,} rows\ncolumns: {named} (by {found.level})"]
-    parts += [_shown(index, dataset[index], found, split) for index in range(min(rows, len(dataset)))]
-    looked = min(len(dataset), LOOKED_AT)
+    looked = min(len(dataset), max(rows, LOOKED_AT))
     texts = [_shown(index, dataset[index], found, split) for index in range(looked)]
+    parts += texts[: max(rows, 0)]
     bad = [text for text in texts if UNREADABLE in text]
     parts.append(f"of the first {looked:,} rows {looked - len(bad):,} can be read" + (f"; {bad[0]}" if bad else ""))
     return "\n\n".join(parts)

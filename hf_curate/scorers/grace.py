@@ -257,9 +257,11 @@ class GraceScorer(Scorer):
     def _warn_about_unknown_tokens(self, read: Sequence[Example | RowError]) -> None:
         """Once: a tokenizer that does not know the text gives numbers all the same."""
         unknown = self.reader.tokenizer.unk_token_id
-        ids = [token for item in read if isinstance(item, Example) for token in item.input_ids]
-        share = ids.count(unknown) / len(ids) if ids and unknown is not None else 0.0
-        if share > UNKNOWN_SHARE and not self._warned_unknown:
+        rows = [item.input_ids for item in read if isinstance(item, Example)]
+        if self._warned_unknown or unknown is None or not rows:
+            return
+        share = sum(row.count(unknown) for row in rows) / sum(map(len, rows))
+        if share > UNKNOWN_SHARE:
             self._warned_unknown = True
             warnings.warn(
                 f"{share:.0%} of the tokens are unknown to the tokenizer of {self.source.label}: scores of text that "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +15,6 @@ from realdata import gsm8k_rows, needs_gsm8k
 from hf_curate.demo import MODEL, TRACES
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("homes")
-
-
-@pytest.fixture(scope="module")
-def shared(hub: LoopbackHub, homes: Path) -> Iterator[Client]:
-    client = Client(hub, homes / "alice")
-    yield client
-    client.close()
-    assert "hf_alice" not in client.heard
-
-
-@pytest.fixture
-def alice(hub: LoopbackHub, shared: Client) -> Iterator[Client]:
-    hub.log(clear=True)
-    yield shared
-    assert hub.leaks() == []
-    hub.core.faults.clear()
-
-
-@pytest.fixture
-def repo(request: pytest.FixtureRequest) -> str:
-    return f"alice/{zlib.crc32(request.node.name.encode())}"
 
 
 def tag(repo: str, name: str, revision: str) -> None:

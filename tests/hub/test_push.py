@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -22,40 +21,6 @@ from clients import ROOT, Client, Failure, holding, load_checked, load_plain, ma
 from loopback import LoopbackHub
 
 from hf_curate.hub.manifest import content_digest, digest_indices
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("homes")
-
-
-@pytest.fixture(scope="module")
-def shared(hub: LoopbackHub, homes: Path) -> Iterator[Client]:
-    client = Client(hub, homes / "alice")
-    yield client
-    client.close()
-    assert "hf_alice" not in client.heard
-
-
-@pytest.fixture
-def alice(hub: LoopbackHub, shared: Client) -> Iterator[Client]:
-    """Alice's client; no test may leave a fault behind, or leak a token."""
-    hub.log(clear=True)
-    yield shared
-    assert hub.leaks() == []
-    hub.core.faults.clear()
-
-
-@pytest.fixture
-def repo(request: pytest.FixtureRequest) -> str:
-    """A repo name of its own for each test."""
-    return f"alice/{zlib.crc32(request.node.name.encode())}"
 
 
 def tree(hub: LoopbackHub, repo: str, revision: str = "main") -> dict[str, Any]:
