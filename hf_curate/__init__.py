@@ -12,15 +12,35 @@ if TYPE_CHECKING:
     from hf_curate.hub.load import load_curated
     from hf_curate.hub.push import push
     from hf_curate.runs.local import score
+    from hf_curate.scorers.align import AlignScorer
+    from hf_curate.scorers.baselines import (
+        AccuracyGreedyScorer,
+        LongestScorer,
+        LossScorer,
+        MostStepsScorer,
+        PassRateBandScorer,
+        RandomScorer,
+    )
     from hf_curate.scorers.grace import GraceScorer
+    from hf_curate.scorers.gradalign import GradAlignScorer
+    from hf_curate.scorers.learnalign import LearnAlignScorer
     from hf_curate.selection import Selection, select
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AccuracyGreedyScorer": "scorers.baselines",
+    "AlignScorer": "scorers.align",
     "Card": "hub.card",
     "CurateError": "errors",
     "GraceScorer": "scorers.grace",
+    "GradAlignScorer": "scorers.gradalign",
+    "LearnAlignScorer": "scorers.learnalign",
+    "LongestScorer": "scorers.baselines",
+    "LossScorer": "scorers.baselines",
+    "MostStepsScorer": "scorers.baselines",
+    "PassRateBandScorer": "scorers.baselines",
+    "RandomScorer": "scorers.baselines",
     "Selection": "selection",
     "load_curated": "hub.load",
     "push": "hub.push",
@@ -30,9 +50,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "AccuracyGreedyScorer",
+    "AlignScorer",
     "Card",
     "CurateError",
     "GraceScorer",
+    "GradAlignScorer",
+    "LearnAlignScorer",
+    "LongestScorer",
+    "LossScorer",
+    "MostStepsScorer",
+    "PassRateBandScorer",
+    "RandomScorer",
     "Selection",
     "load_curated",
     "push",

@@ -12,29 +12,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.budgets import MEASURED, Budget, preference, take
-from hf_curate.errors import BudgetError
+from hf_curate.budgets import Budget
+from hf_curate.comparisons import baselines, confounds, rollouts_account
 from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, versions
-from hf_curate.scored import column_of, prefix_of, rank_by, type_name
+from hf_curate.measures import rewards_column
+from hf_curate.scored import column_of, prefix_of, type_name
 from hf_curate.sources import source_record
-from hf_curate.stats import spearman
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_curate.rows import Columns
+
 BINS = 40
-OVERLAP_ROWS = 1000
-"""Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
-OVERLAP_STREAM = 3
-"""The sample's own random stream: one shared with the warm-up or the random baseline would draw the same rows."""
+CHAT_OF_ROLLOUTS = "chat of rollouts"
+"""The level of columns whose whole chat is the prompt, but for a last message of the assistant's."""
+CITED = {"GRACE": "grace", "LearnAlign": "learnalign", "GradAlign": "gradalign", "Align": "gradalign"}
+"""Scorer -> the paper it comes from (cards/citation.md.j2); Align is a baseline of GradAlign's."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """What was asked of `select`, and what it looked at.
 
-    scores: [n] float64, NaN where there is none; measures: tokens, loss and steps of the rows, where known; kept: [m]
-    ascending rows; asked: None for a threshold.
+    scores: [n] float64, NaN where there is none; measures: tokens, loss and steps of the rows and what their rollouts
+    are like, where known (`scored.measures_of`); kept: [m] ascending rows; asked: None for a threshold.
     """
 
     dataset: Dataset
@@ -70,13 +72,14 @@ def account(
         "model": record.get("model"),
         "budget": _budget(choice),
         "scores": _summary(choice.scores, choice.kept),
-        "confounds": _confounds(choice, scorer),
-        "baselines": _baselines(choice),
+        "rollouts": rollouts_account(choice, record),
+        "confounds": confounds(choice, scorer),
+        "baselines": baselines(choice),
         "columns": _column_types(subset, sources, added),
         "digests": {"source_row": digest_indices(choice.kept), "rows": digest_rows(subset, sources)},
         "versions": versions(),
         "command": _command(choice, record, where),
-        "citations": ["grace"] if record.get("name") == "GRACE" else [],
+        "citations": [CITED[name] for name in [str(record.get("name"))] if name in CITED],
     }
 
 
@@ -93,28 +96,52 @@ def _rows(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
         "in": len(choice.dataset),
         "scored": len(choice.dataset) - nulls,
         "failed": dict(sorted(failed.items(), key=lambda item: (-item[1], item[0]))),
-        "duplicate_prompts": _duplicates(choice.dataset, record),
+        "duplicate_prompts": _duplicates(choice, record),
         "kept": len(choice.kept),
     }
 
 
-def _duplicates(dataset: Dataset, record: Mapping[str, Any]) -> int | None:
+def _duplicates(choice: Choice, record: Mapping[str, Any]) -> int | None:
     """Rows whose prompt repeats that of an earlier row exactly; None where the columns are not known."""
-    from hf_curate.rows import Columns, detect_columns, prompt_key
+    from hf_curate.rows import prompt_key
 
-    try:
-        asked = dict((record.get("settings") or {}).get("columns") or {})
-        columns = Columns(**asked) if asked.get("level") else detect_columns(dataset.column_names, None, **asked)
-    except (ValueError, TypeError):  # ours, or a foreign scorer's record that says "columns" about something else
+    dataset, columns = choice.dataset, _prompt_columns(choice, record)
+    if columns is None:
         return None
     names = [n for n in (columns.messages, columns.prompt) if n is not None and n in dataset.column_names]
     if not names:
         return None
     needed = [n for n in vars(columns).values() if isinstance(n, str) and n in dataset.column_names]
     plain = dataset.select_columns(list(dict.fromkeys(needed))).with_format(None)
-    seen = Counter(prompt_key(row, columns) for row in plain)  # type: ignore[arg-type]
+    keys = (prompt_key(row, columns) for row in plain)  # type: ignore[arg-type]
+    seen = Counter(keys if columns.level != CHAT_OF_ROLLOUTS else map(_without_answer, keys))
     seen.pop("", None)
     return sum(count - 1 for count in seen.values())
+
+
+def _prompt_columns(choice: Choice, record: Mapping[str, Any]) -> Columns | None:
+    """Where the prompts are, by the record or else by the names of the columns; None where neither says it."""
+    from hf_curate.rows import Columns, detect_columns
+
+    names = choice.dataset.column_names
+    try:
+        asked = dict((record.get("settings") or {}).get("columns") or {})
+        if "rollouts" not in choice.measures or "completion" in asked:
+            return Columns(**asked) if asked.get("level") else detect_columns(names, None, **asked)
+        prompt = asked.get("prompt")
+        chat = asked.get("messages") or next((n for n in ("messages", "conversations") if n in names), None)
+        if prompt is None and chat is not None:
+            return Columns(CHAT_OF_ROLLOUTS, str(chat), None, None, None, None)
+        found = detect_columns(names, None, prompt=prompt, completion=rewards_column(record))
+        return Columns("explicit", found.prompt, None, None, None, None)
+    except (ValueError, TypeError):  # ours, or a foreign scorer's record that says "columns" about something else
+        return None
+
+
+def _without_answer(key: str) -> str:
+    """The key of a chat without its last message, where that is the assistant's: it is no part of the prompt."""
+    before, _, last = key.rpartition("\x1e")
+    return before if last.startswith("assistant\x1f") else key
 
 
 def _selector(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +153,7 @@ def _selector(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
         "column": choice.column,
         "strategy": choice.strategy,
         "settings": record.get("settings") or {},
+        "direction": record.get("direction"),
         "audit": record.get("audit"),
     }
 
@@ -180,46 +208,6 @@ def _quantiles(values: np.ndarray) -> dict[str, float | int] | None:
     named = {"min": values.min(), "p05": low, "median": median, "p95": high, "max": values.max()}
     named |= {"mean": values.mean(), "std": values.std()}
     return {"count": len(values), **{name: float(value) for name, value in named.items()}}
-
-
-def _confounds(choice: Choice, scorer: Any) -> dict[str, float | None]:
-    """Spearman of the score with what it should not merely be: steps, tokens, loss, overlap of steps and answer."""
-    measures = choice.measures
-    found = {
-        name: spearman(choice.scores, measures[name]) if name in measures else None
-        for name in ("steps", "tokens", "loss")
-    }
-    return {**found, "overlap": overlap_confound(choice.dataset, choice.scores, scorer)}
-
-
-def overlap_confound(dataset: Dataset, scores: np.ndarray, scorer: Any) -> float | None:
-    """Spearman of the score with the token overlap of steps and answer, on a sample; None where it cannot be measured.
-
-    A stored run has it measured already.
-    """
-    if not hasattr(scorer, "overlaps"):
-        return getattr(scorer, "overlap", None)
-    scored = np.flatnonzero(np.isfinite(scores))
-    rows = np.random.default_rng([0, OVERLAP_STREAM]).permutation(scored)[:OVERLAP_ROWS]
-    return spearman(scores[rows], scorer.overlaps(dataset.select(rows).with_format(None)))
-
-
-def _baselines(choice: Choice) -> dict[str, dict[str, int]]:
-    """What simpler orders would keep under the same budget out of all scored rows, and how much of it is kept here."""
-    found = {}
-    for name in ("random", *MEASURED):
-        if name in MEASURED and MEASURED[name][0] not in choice.measures:
-            continue
-        order = preference(rank_by(name, choice.scores, choice.measures), strategy=name, seed=choice.seed)
-        if choice.asked is not None and choice.asked.unit == "tokens":
-            try:
-                chosen = take(order, choice.asked, len(choice.dataset), choice.measures.get("tokens"))
-            except BudgetError:  # its first row alone does not fit
-                chosen = order[:0]
-        else:
-            chosen = order[: len(choice.kept)]
-        found[name] = {"rows": len(chosen), "shared": len(np.intersect1d(chosen, choice.kept))}
-    return found
 
 
 def _column_types(subset: Dataset, sources: list[str], added: list[str]) -> dict[str, dict[str, str]]:

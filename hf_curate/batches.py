@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_curate.chat import Messages
 from hf_curate.errors import ModelError, RowError
 from hf_curate.rows import Trace
 from hf_curate.steps import Splitter, find_spans
@@ -47,35 +48,63 @@ class Example:
         return sum(token in steps for token in answer) / len(answer)
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response after its prompt, as tokens.
+
+    input_ids: prompt and response; start: index of the first response token, at least 1, so that something predicts
+    it.
+    """
+
+    input_ids: list[int]
+    start: int
+
+
 def render(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
     """(prompt text, completion text, whether the prompt already opened <think>).
 
     Chat prompts go through the tokenizer's template with add_generation_prompt=True; plain prompts are taken as they
     are. Nothing is inserted in between, and a <think> that the template opened is not repeated.
     """
-    if isinstance(trace.prompt, str):
-        prompt = trace.prompt
-    else:
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"the rows hold chat messages, and {type(tokenizer).__name__} has no chat template: "
-                "set tokenizer.chat_template, or pass prompt= and completion= columns with plain text."
-            )
-        try:
-            messages = [dict(message) for message in trace.prompt]
-            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (
-            Exception
-        ) as error:  # a Jinja template raises what it likes (raise_exception, TypeError, UndefinedError)
-            raise RowError("chat template failed", f"{type(error).__name__}: {error}") from error
-        assert isinstance(prompt, str)
-    opened = prompt.rstrip().endswith(THINK)
-    completion = trace.completion
-    if opened and completion.lstrip().startswith(THINK):
-        completion = completion.lstrip()[len(THINK) :]
-        if prompt[-1:].isspace():
-            completion = completion.lstrip("\r\n")
-    return prompt, completion, opened
+    prompt = render_prompt(trace.prompt, tokenizer)
+    return prompt, continued(prompt, trace.completion), opens_think(prompt)
+
+
+def render_prompt(
+    prompt: str | Messages, tokenizer: PreTrainedTokenizerBase, columns: str = "prompt= and completion= columns"
+) -> str:
+    """The text of a prompt up to where the completion starts. `columns`: what an error names instead of messages."""
+    if isinstance(prompt, str):
+        return prompt
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"the rows hold chat messages, and {type(tokenizer).__name__} has no chat template: "
+            f"set tokenizer.chat_template, or pass {columns} with plain text."
+        )
+    try:
+        messages = [dict(message) for message in prompt]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a Jinja template raises what it likes (raise_exception, TypeError, UndefinedError)
+        raise RowError("chat template failed", f"{type(error).__name__}: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def opens_think(prompt: str) -> bool:
+    return prompt.rstrip().endswith(THINK)
+
+
+def continued(prompt: str, completion: str) -> str:
+    """The completion as it follows the prompt's text: without the <think> that the prompt has opened already."""
+    if not (opens_think(prompt) and completion.lstrip().startswith(THINK)):
+        return completion
+    completion = completion.lstrip()[len(THINK) :]
+    return completion.lstrip("\r\n") if prompt[-1:].isspace() else completion
+
+
+def has_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the text starts with the BOS that the tokenizer would put before it once more."""
+    return bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
 
 
 def encode(
@@ -89,7 +118,7 @@ def encode(
     prompt, completion, opened = render(trace, tokenizer)
     found = find_spans(completion, gold=trace.gold, steps=trace.steps, split=split, think_open=opened)
     text = prompt + completion
-    special = isinstance(trace.prompt, str) and not (tokenizer.bos_token and text.startswith(str(tokenizer.bos_token)))
+    special = isinstance(trace.prompt, str) and not has_bos(text, tokenizer)
     # `verbose=False`: a row over the model's limit is our error, not a warning of the tokenizer
     encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoding["input_ids"]  # type: ignore[assignment]

@@ -16,14 +16,16 @@ import numpy as np
 
 from hf_curate.errors import BudgetError
 
-STRATEGIES = ("top", "threshold", "stratified", "random", "longest", "most_steps", "lowest_loss", "highest_loss")
 MEASURED = {
-    "longest": ("tokens", 1.0),
-    "most_steps": ("steps", 1.0),
-    "lowest_loss": ("loss", -1.0),
-    "highest_loss": ("loss", 1.0),
+    "longest": (("tokens", "length"), 1.0),
+    "most_steps": (("steps",), 1.0),
+    "lowest_loss": (("loss",), -1.0),
+    "highest_loss": (("loss",), 1.0),
+    "accuracy_greedy": (("off_half",), -1.0),
+    "pass_rate_band": (("mixed",), 1.0),
 }
-"""Baselines that rank by a measure of the row: (measure, sign)."""
+"""Baselines that rank by a measure of the row: (measures, the first that is known counts; sign)."""
+STRATEGIES = ("top", "threshold", "stratified", "random", *MEASURED)
 
 MOST = 10**18
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}

@@ -19,6 +19,10 @@ class ModelError(CurateError):
     """A model or tokenizer cannot be loaded, or cannot be scored with."""
 
 
+class DirectionError(CurateError):
+    """A gradient direction that is missing, cannot be read, does not fit the model, or has no signal."""
+
+
 class ScoreError(CurateError):
     """Scoring as a whole makes no sense: an empty dataset, or no row that could be scored."""
 

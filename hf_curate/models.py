@@ -122,7 +122,7 @@ def load_tokenizer(source: ModelSource, tokenizer: Any = None) -> PreTrainedToke
     from transformers import AutoTokenizer
 
     if tokenizer is None and source.kind == "live":
-        raise ModelError(f"a live {source.name} needs its tokenizer: GraceScorer(model, tokenizer=tokenizer).")
+        raise ModelError(f"a live {source.name} needs its tokenizer: pass it beside the model, tokenizer=tokenizer.")
     if tokenizer is None or isinstance(tokenizer, (str, Path)):
         other = _tokenizer_source(source if tokenizer is None else tokenizer)
         try:
@@ -135,8 +135,9 @@ def load_tokenizer(source: ModelSource, tokenizer: Any = None) -> PreTrainedToke
             )
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets, which the spans of steps need: "
-            "pass a fast tokenizer (PreTrainedTokenizerFast) as tokenizer=."
+            f"{type(tokenizer).__name__} gives no character offsets and does not show its rules, and scores need both "
+            "(to find steps, and to say which tokenizer it was): pass a fast tokenizer (PreTrainedTokenizerFast) as "
+            "tokenizer=."
         )
     return tokenizer
 

@@ -68,7 +68,8 @@ def detect_columns(
     ColumnsError: a named column does not exist, no columns can be read, or more than one could be meant.
     """
     given = {"prompt": prompt, "completion": completion, "answer": answer, "steps": steps, "messages": messages}
-    _check_given(names, given)
+    check_named(names, given)
+    _check_given(given, names)
     free = [name for name in names if name not in given.values()]
     row = first_row or {}
     if steps is None and "steps" in free and _may_be_steps(row.get("steps")):
@@ -97,9 +98,8 @@ def read_trace(row: Mapping[str, Any], columns: Columns) -> Trace:
     if not completion.strip():
         source = columns.messages or columns.completion or columns.steps
         raise RowError("empty trace", f"column {source!r} holds {len(completion)} characters, none of them visible")
-    for text in [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]:
-        _check_unicode(text, "prompt")
-    _check_unicode(completion, "completion")
+    check_prompt(prompt)
+    check_unicode(completion, "completion")
     return Trace(prompt, completion, answer.rpartition(HASHES)[2].strip() or None, steps)
 
 
@@ -107,18 +107,55 @@ def prompt_key(row: Mapping[str, Any], columns: Columns) -> str:
     """The prompt as one text, equal for two rows exactly when their prompts are; "" where it cannot be read."""
     try:
         chat = columns.messages
-        prompt = read_messages(row.get(chat), chat)[:-1] if chat else _read_prompt(row, columns)
+        prompt = read_messages(row.get(chat), chat)[:-1] if chat else read_prompt(row, columns.prompt or "prompt")
     except RowError:
         return ""
     return prompt if isinstance(prompt, str) else "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in prompt)
 
 
-def _check_given(names: Sequence[str], given: Mapping[str, str | None]) -> None:
+def check_named(names: Sequence[str], given: Mapping[str, str | None]) -> None:
+    """ColumnsError where an argument (the key) names something that is no column; None: nothing was named."""
     for argument, name in given.items():
         if name is not None and name not in names:
             near = get_close_matches(str(name), names, n=1, cutoff=0.5)
             fix = f"Did you mean {argument}={near[0]!r}?" if near else f"Pass {argument}= one of these."
-            raise ColumnsError(f"{argument}={name!r} is not a column. The columns are {_listed(names)}. {fix}")
+            raise ColumnsError(f"{argument}={name!r} is not a column. The columns are {listed(names)}. {fix}")
+
+
+def tie(part: str, found: Sequence[str]) -> ColumnsError:
+    return ColumnsError(
+        f"the {part} could be any of the columns {listed(found)}. Name the one you mean: {part}={found[0]!r}"
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "(none)"
+
+
+def read_prompt(row: Mapping[str, Any], name: str) -> str | Messages:
+    """The text or the messages in column `name`; RowError: "wrong type", "no prompt" and those of the messages."""
+    value = row.get(name)
+    if as_list(value) is None:
+        return as_text(value, f"column {name!r}")
+    if messages := read_messages(value, name):
+        return messages
+    raise RowError("no prompt", f"column {name!r} holds an empty list of messages")
+
+
+def check_prompt(prompt: str | Messages) -> None:
+    for text in [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]:
+        check_unicode(text, "prompt")
+
+
+def check_unicode(text: str, whose: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        detail = f"lone surrogate U+{ord(text[error.start]):04X} at character {error.start} of the {whose}"
+        raise RowError("not valid Unicode", detail) from error
+
+
+def _check_given(given: Mapping[str, str | None], names: Sequence[str]) -> None:
     parts = [f"{part}={given[part]!r}" for part in ("prompt", "completion") if given[part] is not None]
     if given["messages"] is not None and parts:
         raise ColumnsError(
@@ -126,7 +163,7 @@ def _check_given(names: Sequence[str], given: Mapping[str, str | None]) -> None:
         )
     if len(parts) == 2 and given["prompt"] == given["completion"]:
         raise ColumnsError(
-            f"{' and '.join(parts)} name one column: nothing says where the prompt ends. Pass two of {_listed(names)}."
+            f"{' and '.join(parts)} name one column: nothing says where the prompt ends. Pass two of {listed(names)}."
         )
 
 
@@ -135,11 +172,9 @@ def _pick(part: str, found: Sequence[str], names: Sequence[str], plain: bool) ->
     if len(found) == 1 or (plain and part in found):
         return found[0]
     if found:
-        raise ColumnsError(
-            f"the {part} could be any of the columns {_listed(found)}. Name the one you mean: {part}={found[0]!r}"
-        )
+        raise tie(part, found)
     text = (
-        f"no {part} found in the columns {_listed(names)}. Looked for `messages`, `conversations`, "
+        f"no {part} found in the columns {listed(names)}. Looked for `messages`, `conversations`, "
         f"`prompt` and `completion`, else a prompt ({', '.join(PROMPT_ALIASES)}) and a completion "
         f"({', '.join(COMPLETION_ALIASES)}, an answer that holds '####', or steps). "
         f"Name your columns: prompt='...', completion='...' (or messages='...')."
@@ -171,15 +206,11 @@ def _may_be_answer(value: Any) -> bool:
     return value is None or (isinstance(value, str | int | float | np.number) and not isinstance(value, bool))
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names)) or "(none)"
-
-
 def _read_pair(
     row: Mapping[str, Any], columns: Columns, steps: tuple[str, ...] | None, answer: str
 ) -> tuple[str | Messages, str]:
     """Prompt and completion; messages before the last one belong to the prompt."""
-    prompt = () if columns.messages else _read_prompt(row, columns)
+    prompt = () if columns.messages else read_prompt(row, columns.prompt or "prompt")
     name = columns.messages or columns.completion
     if name is None:
         return prompt, _join_steps(steps, answer, columns)
@@ -197,16 +228,6 @@ def _read_pair(
     if not before and columns.messages:
         raise RowError("no prompt", f"column {name!r} holds the assistant's message alone")
     return prompt if isinstance(prompt, str) else prompt + before, completion
-
-
-def _read_prompt(row: Mapping[str, Any], columns: Columns) -> str | Messages:
-    name = columns.prompt or "prompt"
-    value = row.get(name)
-    if as_list(value) is None:
-        return as_text(value, f"column {name!r}")
-    if messages := read_messages(value, name):
-        return messages
-    raise RowError("no prompt", f"column {name!r} holds an empty list of messages")
 
 
 def _join_steps(steps: tuple[str, ...] | None, answer: str, columns: Columns) -> str:
@@ -233,11 +254,3 @@ def _answer_text(value: Any, name: str) -> str:
     if isinstance(value, float | np.floating) and not (math.isfinite(value) and value % 1):
         value = int(value) if math.isfinite(value) else None
     return "" if value is None else str(value)
-
-
-def _check_unicode(text: str, whose: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        detail = f"lone surrogate U+{ord(text[error.start]):04X} at character {error.start} of the {whose}"
-        raise RowError("not valid Unicode", detail) from error

@@ -1,14 +1,12 @@
-"""The columns of a scored dataset as arrays: scores, the measures that lie beside them, groups."""
+"""The columns of a scored dataset as arrays and types: scores, groups."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.budgets import MEASURED
 from hf_curate.errors import ColumnsError
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def numbers(dataset: Dataset, name: str) -> np.ndarray:
     array = column_of(dataset, name)
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
-    if not _is_number(array.type):
+    if not is_number(array.type):
         raise ColumnsError(
             f"column {name!r} holds {array.type}, and ranking needs numbers: pass the scorer or a column of scores."
         )
@@ -47,10 +45,16 @@ def numbers(dataset: Dataset, name: str) -> np.ndarray:
     return np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
 
 
-def _is_number(kind: Any) -> bool:
+def is_number(kind: Any) -> bool:
     import pyarrow as pa
 
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def groups_of(dataset: Dataset, name: str) -> list[Any]:
@@ -64,37 +68,6 @@ def groups_of(dataset: Dataset, name: str) -> list[Any]:
 def prefix_of(column: str) -> str:
     """ "grace" of "grace_value": what the columns of one scorer have in common; "" where there is none."""
     return column.rpartition("_")[0]
-
-
-def measures_of(dataset: Dataset, column: str) -> dict[str, np.ndarray]:
-    """Measures of the rows that lie beside the score: tokens, loss and steps, where the scorer wrote them.
-
-    A column that is called alike and holds something else is somebody else's.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    prefix, found = prefix_of(column), {}
-    types = dataset.data.schema if prefix else pa.schema([])
-    for measure in ("tokens", "loss"):
-        name = f"{prefix}_{measure}"
-        if name in types.names and _is_number(types.field(name).type):
-            found[measure] = numbers(dataset, name)
-    name = f"{prefix}_step_scores"
-    if name in types.names and (
-        pa.types.is_list(types.field(name).type) or pa.types.is_large_list(types.field(name).type)
-    ):
-        lengths = pc.list_value_length(column_of(dataset, name))  # type: ignore[attr-defined]
-        found["steps"] = np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.float64)
-    return found
-
-
-def rank_by(strategy: str, scores: np.ndarray, measures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the strategy ranks by, NaN where a row may not be kept."""
-    if strategy not in MEASURED:
-        return scores
-    measure, sign = MEASURED[strategy]
-    return np.where(np.isnan(scores), np.nan, sign * measures[measure])
 
 
 def type_name(feature: Any) -> str:

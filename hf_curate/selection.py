@@ -15,7 +15,8 @@ from hf_curate.account import Choice, account
 from hf_curate.budgets import MEASURED, STRATEGIES, parse_budget, preference, take
 from hf_curate.errors import BudgetError, ColumnsError, CurateError
 from hf_curate.hub.manifest import SOURCE_ROW
-from hf_curate.scored import groups_of, measures_of, numbers, prefix_of, rank_by, there_are
+from hf_curate.measures import baseline, measures_of, rank_by
+from hf_curate.scored import groups_of, numbers, prefix_of, there_are
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -145,7 +146,8 @@ def select(
             that does not fit). More than the rows that have a score is an error.
         strategy: "top"; "threshold" (all rows with at least `min_score`, no budget); "stratified" (top within each
             group of the column `group`, in proportion to its scored rows); or a baseline: "random", "longest",
-            "most_steps", "lowest_loss", "highest_loss".
+            "most_steps", "lowest_loss", "highest_loss", and for rows with rollouts "accuracy_greedy" (success rate
+            nearest 0.5) and "pass_rate_band" (neither 0 nor 1).
         min_score: rows below it are never kept.
         group: column of the strata.
         seed: of "random" and of the random baseline.
@@ -163,7 +165,7 @@ def select(
         )
     record, added, column = _of_scorer(dataset, scorer)
     scores = numbers(dataset, column)
-    measures = measures_of(dataset, column)
+    measures = measures_of(dataset, column, record)
     _check_strategy(strategy, budget, min_score, group, seed, measures)
     eligible = scores if min_score is None else np.where(scores >= min_score, scores, np.nan)
     ranked = rank_by(strategy, eligible, measures)
@@ -211,12 +213,10 @@ def _of_scorer(dataset: Dataset, scorer: AnyScorer | str) -> tuple[dict[str, Any
     if isinstance(scorer, str):
         record, column = {}, scorer
         prefix = prefix_of(column)
-        known = ("error", "value", "score", "tokens", "loss", "step_scores", "gram", "gram_tokens")
-        added = [
-            name
-            for name in dataset.column_names
-            if name == column or (prefix and name in {f"{prefix}_{k}" for k in known})
-        ]
+        known = ("error", "value", "score", "stderr", "tokens", "loss", "step_scores", "gram", "gram_tokens")
+        written = {f"{prefix}_{k}" for k in known} if prefix else set()
+        written |= {"learnability"} if prefix == "learnalign" else set()
+        added = [name for name in dataset.column_names if name == column or name in written]
     elif not hasattr(scorer, "record"):
         raise CurateError(
             f"the second argument is a {type(scorer).__name__}: pass the scorer that scored the dataset, or the name "
@@ -257,8 +257,10 @@ def _check_strategy(
         raise BudgetError(f"strategy={strategy!r} needs a budget, such as '20%', 5000 or '2M tokens'.")
     if (strategy == "stratified") != (group is not None):
         raise BudgetError(f"group=COLUMN goes with strategy='stratified'; got group={group!r}, strategy={strategy!r}.")
-    if strategy in MEASURED and MEASURED[strategy][0] not in measures:
+    if strategy in MEASURED and baseline(strategy, measures) is None:
+        measure = MEASURED[strategy][0][0]
+        needed, such = ("rewards", "gradalign_score") if measure in ("off_half", "mixed") else (measure, "grace_value")
         raise ColumnsError(
-            f"strategy={strategy!r} needs the {MEASURED[strategy][0]} of each row, and beside these scores there are "
-            "none: rank by the column of a scorer that measures them, such as grace_value."
+            f"strategy={strategy!r} needs the {needed} of each row, and beside these scores there are none: rank by "
+            f"the column of a scorer that measures them, such as {such}."
         )

@@ -17,7 +17,7 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
     if path.name != "__init__.py"
 }
-FACTS = {"errors", "rows", "chat", "steps", "answers"}
+FACTS = {"errors", "rows", "groups", "chat", "steps", "answers"}
 """The rooms at the bottom: they know rows, and no model."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -31,12 +31,14 @@ ALLOWED: dict[str, set[str]] = {
     "budgets": {"errors"},
     "stats": {"errors"},
     "sources": {"errors", "hub.resolve"},
-    "scored": {"errors", "budgets"},
-    "account": {"errors", "rows", "budgets", "scored", "stats", "sources", "hub.manifest"},
-    "selection": {"errors", "budgets", "scored", "account", "hub"},
+    "scored": {"errors"},
+    "measures": {"budgets", "scored"},
+    "comparisons": {"errors", "budgets", "stats", "scored", "measures"},
+    "account": {"rows", "budgets", "scored", "measures", "comparisons", "sources", "hub.manifest"},
+    "selection": {"errors", "budgets", "scored", "measures", "account", "hub"},
     "report": {"errors", "hub.markdown"},
     "hub": {"errors", "hub", "report", "selection"},
-    "runs": {"errors", "sources", "scorers", "scored", "account", "runs"},
+    "runs": {"errors", "sources", "scorers", "scored", "comparisons", "runs"},
     "inspect": {"errors", "rows", "steps", "sources", "runs", "hub"},
     "demo": {"errors", "demo", "runs", "scorers", "selection", "gradients", "sources", "hub"},
     "cli": {"*"},
@@ -51,6 +53,8 @@ FORBIDDEN_PACKAGES = {
     "gradients": {"datasets", "huggingface_hub", "jinja2", "matplotlib", "pyarrow"},
     "hub": {"torch", "transformers", "peft"},
     "scored": {"torch", "transformers", "peft"},
+    "measures": {"torch", "transformers", "peft"},
+    "comparisons": {"torch", "transformers", "peft"},
     "account": {"torch", "transformers", "peft"},
     "selection": {"torch", "transformers", "peft"},
     "sources": {"torch", "transformers", "peft"},
@@ -114,10 +118,20 @@ def test_every_room_has_a_rule_and_every_rule_a_room() -> None:
 def test_scorers_and_hub_do_not_know_each_other() -> None:
     for module, path in FILES.items():
         rooms = {room(name) for name in ours(path)}
-        if room(module) in ("hub", "selection", "account", "scored", "budgets"):
+        if room(module) in ("hub", "selection", "account", "comparisons", "measures", "scored", "budgets"):
             assert not rooms & {"scorers", "gradients", "models", "weights", "batches", "runs"}
         if room(module) in ("scorers", "gradients", "batches"):
-            assert not rooms & {"hub", "selection", "account", "scored", "budgets", "runs", "report"}
+            assert not rooms & {
+                "hub",
+                "selection",
+                "account",
+                "comparisons",
+                "measures",
+                "scored",
+                "budgets",
+                "runs",
+                "report",
+            }
 
 
 def loaded_by(code: str, *names: str) -> list[str]:

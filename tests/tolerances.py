@@ -13,6 +13,21 @@ SCORE = {torch.float64: 1e-9, torch.float32: 1e-4}
 LOSS = {torch.float64: 1e-10, torch.float32: 2e-4}
 """Relative error of the vector of token losses."""
 
+POLICY = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Products of policy gradients, norm-wise: <g, v> relative to |g||v|, |g| relative, d_k relative to max |g_k||v|."""
+
+COLUMN = 1e-6
+"""Relative error of a float64 score that was stored as float32."""
+
+PROJECTED = 4.5
+"""Standard errors between the mean of projected inner products over seeds and the exact one; seeds are fixed."""
+
+REFERENCES = 1e-12
+"""Norm-wise relative difference of one float64 gradient by two references: alone, and in a padded batch."""
+
+SLOPE = 1e-7
+"""Central differences of 1e-5 in float64 against <gradient, direction>, relative to |gradient|."""
+
 SAME_RUN = {torch.float64: 1e-11, torch.float32: 2e-5}
 """Norm-wise relative difference of two orders of the same sums: chunks, padding, batching."""
 
@@ -32,3 +47,7 @@ GRAM_ROUTE = 1e-6
 
 MEMORY_SLACK = 16 * 2**20
 """Bytes over the byte budget that allocators, BLAS packing buffers and [N] vectors may take."""
+
+POLICY_MEMORY_SLACK = 32 * 2**20
+"""Bytes beside sums of gradients and the largest one: pieces of 2^20 values in float64 for two tensors, and
+activations of a few tokens."""

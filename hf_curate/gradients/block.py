@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_curate.errors import ModelError
-from hf_curate.gradients.exact import is_linear
+from hf_curate.gradients.parameters import is_linear
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")

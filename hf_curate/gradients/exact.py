@@ -17,15 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_curate.errors import ModelError
+from hf_curate.gradients.parameters import fused, linear_layers, parameters_of
 
-PARAMETER_SETS = ("linear", "all")
+SETS = ("linear", "all")
 COPIED_TOKENS = 32_768
 """Longer rows with many segments are not copied: the activations of the copies would not fit."""
-
-
-def is_linear(module: nn.Module) -> bool:
-    """nn.Linear, or GPT-2's Conv1D: a weight that maps the last dimension."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def exact_gram(
@@ -42,25 +38,12 @@ def exact_gram(
     Returns:
         gram [S, S] and the losses [T] of all labels (position 0 has none: NaN), in float32 or wider.
     """
-    if parameters not in PARAMETER_SETS:
-        raise ModelError(f"parameters={parameters!r} is not one of {', '.join(map(repr, PARAMETER_SETS))}.")
-    layers = _linear_layers(model)
-    by_layer = parameters == "linear" and not _fused(model) and len(input_ids) * len(spans) <= COPIED_TOKENS
+    if parameters not in SETS:
+        raise ModelError(f"parameters={parameters!r} is not one of {', '.join(map(repr, SETS))}.")
+    layers = linear_layers(model)
+    by_layer = parameters == "linear" and not fused(model) and len(input_ids) * len(spans) <= COPIED_TOKENS
     found = _gram_by_layer(model, layers, input_ids, spans) if by_layer else None
     return found if found is not None else gram_by_autograd(model, input_ids, spans, parameters)
-
-
-def parameters_of(model: nn.Module, parameters: str) -> dict[str, nn.Parameter]:
-    """Name -> parameter of the set, floating point only; tied weights once."""
-    linear = {id(layer.weight) for layer in _linear_layers(model)} | {id(p) for p in _fused(model)}
-    chosen = {
-        name: p
-        for name, p in model.named_parameters()
-        if p.is_floating_point() and (parameters == "all" or id(p) in linear)
-    }
-    if not chosen:
-        raise ModelError(f"{type(model).__name__} has no floating point parameter in the set {parameters!r}.")
-    return chosen
 
 
 def gram_by_autograd(
@@ -125,29 +108,6 @@ def _weight_gram(inputs: Tensor, outputs: Tensor) -> Tensor:
     dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     rows = (outputs.to(dtype).transpose(1, 2) @ inputs.to(dtype)).flatten(1)
     return rows @ rows.T
-
-
-def _linear_layers(model: nn.Module) -> list[nn.Module]:
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    layers = [module for module in model.modules() if is_linear(module) and module is not head]
-    packed = [layer for layer in layers if not layer.weight.is_floating_point()]  # type: ignore[operator]
-    if packed:
-        raise ModelError(
-            f"exact gradients need floating point weights, and {type(model).__name__} has quantised ones "
-            f"({type(packed[0]).__name__}, ...): audit with the model loaded without quantization_config."
-        )
-    return layers
-
-
-def _fused(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of fused experts and of their router: linear maps that no nn.Linear wraps."""
-    return [
-        p
-        for module in model.modules()
-        if any(word in type(module).__name__ for word in ("Expert", "Router"))
-        for name, p in module.named_parameters(recurse=False)
-        if p.dim() > 1 and "bias" not in name
-    ]
 
 
 @contextmanager

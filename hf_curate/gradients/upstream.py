@@ -4,6 +4,9 @@ For a token with label y the gradient of its cross-entropy with respect to the h
 Pooling over a segment is linear, so residuals are pooled first ([S, V]) and multiplied with W once; the [T, V] block
 of probabilities exists only for one chunk of positions at a time, within a byte budget.
 
+`head_pass` gives what a policy gradient needs of the head: the signals, its own gradient, and products with a
+direction.
+
 Covered: any `Head`, overlapping segments, half precision (the logits product runs in the model's dtype, everything
 after it in float32), confident tokens (the label entry of p - y is formed as the sum of the other probabilities,
 since 1 - p_y cancels), rows with NaN or infinite logits (their loss is NaN, other rows are untouched). Not covered:
@@ -177,13 +180,68 @@ def token_signals(head: Head, hidden: Tensor, labels: Tensor, byte_budget: int =
 
     One more head-sized product than `pooled_signals`.
     """
-    signals = torch.empty(len(labels), hidden.shape[1], dtype=head.accumulate, device=hidden.device)
-    losses = torch.empty(len(labels), dtype=head.accumulate, device=hidden.device)
-    chunk = max(1, byte_budget // 2 // _bytes_per_token(head))
-    for start in range(0, len(labels), chunk):
-        part = _residuals(head, hidden, labels, start, min(start + chunk, len(labels)))
-        losses[part.start : part.stop] = part.losses
-        part.mass.mul_(part.scale[:, None]).scatter_(1, labels[start : part.stop, None], -part.label_mass[:, None])
-        signals[part.start : part.stop] = head.back(part.mass, byte_budget // 4)
-        del part
-    return signals, losses
+    done = head_pass(head, hidden, labels, byte_budget=byte_budget)
+    return done.signals, done.losses
+
+
+@dataclass(frozen=True)
+class HeadPass:
+    """What the head does to N tokens, in float32 (float64 for a float64 model).
+
+    signals: [N, d] u_t = dL_t/dh_t; losses: [N], NaN where not finite (its signal is then 0); weight, bias: gradient
+    of sum_t weight_t L_t with respect to the head's own, or None; products: [N] <dL_t/d(weight, bias), direction>, or
+    None.
+    """
+
+    signals: Tensor
+    losses: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    products: Tensor | None = None
+
+
+@torch.no_grad()
+def head_pass(
+    head: Head,
+    hidden: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    direction: tuple[Tensor | None, Tensor | None] = (None, None),
+    byte_budget: int = BYTE_BUDGET,
+) -> HeadPass:
+    """Upstream signals of N tokens; on demand also the gradient of the head itself and its products with a direction.
+
+    Args:
+        hidden: [N, d] head inputs, in the model's dtype; labels: [N] int64.
+        weights: [N] of the tokens' losses, for the head's own gradient; None leaves it out.
+        direction: (for the weight [V, d], for the bias [V]), each or both None.
+        byte_budget: bound on the temporary memory beyond the results.
+    """
+    wide, count = head.accumulate, len(labels)
+    signals = torch.empty(count, hidden.shape[1], dtype=wide, device=hidden.device)
+    losses = torch.empty(count, dtype=wide, device=hidden.device)
+    grown = None if weights is None else torch.zeros(head.weight.shape, dtype=wide, device=hidden.device)
+    shift = None if weights is None or head.bias is None else torch.zeros(head.bias.shape).to(grown)  # type: ignore[arg-type]
+    along, offset = direction
+    products = None if along is None and offset is None else torch.zeros(count, dtype=wide, device=hidden.device)
+    chunk = max(1, byte_budget // (2 if products is None else 4) // _bytes_per_token(head))
+    for start in range(0, count, chunk):
+        part = _residuals(head, hidden, labels, start, min(start + chunk, count))
+        here = slice(part.start, part.stop)
+        losses[here] = part.losses
+        residual = part.mass.mul_(part.scale[:, None]).scatter_(1, labels[here, None], -part.label_mass[:, None])
+        signals[here] = head.back(residual, byte_budget // 4)
+        if products is not None:
+            if along is not None:
+                moved = hidden[here].to(wide) @ along.to(wide).T
+                products[here] += moved.mul_(residual).sum(dim=1).mul_(head.scale)
+                del moved
+            if offset is not None:
+                products[here] += (residual @ offset.to(wide)).mul_(head.scale)
+        if grown is not None and weights is not None:
+            residual.mul_(weights[here, None].to(wide)).mul_(head.scale)
+            grown.addmm_(residual.T, hidden[here].to(wide))
+            if shift is not None:
+                shift += residual.sum(dim=0)
+        del part, residual  # before the next chunk is formed
+    return HeadPass(signals, losses, grown, shift, products)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hf_curate.hub import markdown
 
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Load": ("load", {}),
-    "How it was chosen": ("chosen", {"Settings": "settings", "Rows": "rows"}),
+    "How it was chosen": ("chosen", {"Settings": "settings", "Rows": "rows", "Rollouts": "rollouts"}),
     "Scores": (
         "scores",
         {
@@ -37,7 +37,8 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Reproduce": ("reproduce", {"Versions": "versions", "Digests": "digests"}),
     "Citation": ("citation", {}),
 }
-"""Titles in their order, the template of each body, and the sections below it."""
+"""Titles in their order, the template of each body, and the sections below it; one of those whose body is empty is
+left out."""
 
 LABELS: dict[str, dict[str, str]] = {
     "confound_labels": {
@@ -45,6 +46,9 @@ LABELS: dict[str, dict[str, str]] = {
         "tokens": "length in tokens",
         "loss": "mean loss",
         "overlap": "token overlap of steps and answer",
+        "success_rate": "success rate",
+        "learnability": "learnability p(1-p)",
+        "length": "mean length of the responses",
     },
     "baseline_labels": {
         "random": "random",
@@ -52,6 +56,14 @@ LABELS: dict[str, dict[str, str]] = {
         "most_steps": "most steps",
         "lowest_loss": "lowest loss",
         "highest_loss": "highest loss",
+        "accuracy_greedy": "accuracy-greedy (success rate nearest 0.5)",
+        "pass_rate_band": "pass-rate band (neither always right nor always wrong)",
+    },
+    "rollout_labels": {
+        "rows": "all",
+        "without_signal": "without signal",
+        "always_right": "always right",
+        "always_wrong": "always wrong",
     },
     "digest_labels": {"source_row": "the chosen row numbers", "rows": "the source columns of the kept rows"},
 }
@@ -114,13 +126,15 @@ class Card(Section):
                 return environment.get_template(f"{name}.md.j2").render(context).strip()
 
             title = f"{markdown.escape(manifest['config_name'])}, split {markdown.escape(manifest['split'])}"
-            sections = {
-                name: Section(name, body(part), {below: Section(below, body(sub)) for below, sub in subs.items()})
-                for name, (part, subs) in PARTS.items()
-            }
+            sections = {name: Section(name, body(part), _below(subs, body)) for name, (part, subs) in PARTS.items()}
             super().__init__(title, body("summary"), sections)
         except (jinja2.UndefinedError, KeyError) as error:
             raise ManifestError(f"The card cannot be written, the manifest lacks a part of it: {error}") from error
+
+
+def _below(parts: Mapping[str, str], body: Callable[[str], str]) -> dict[str, Section]:
+    bodies = {title: body(part) for title, part in parts.items()}
+    return {title: Section(title, text) for title, text in bodies.items() if text}
 
 
 def source_name(manifest: Mapping[str, Any]) -> str:

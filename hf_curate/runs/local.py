@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hf_curate.account import overlap_confound
+from hf_curate.comparisons import overlap_confound
 from hf_curate.errors import CurateError, ScoreError
 from hf_curate.scored import numbers
 from hf_curate.scorers.base import all_failed, reasons_of
@@ -45,7 +45,7 @@ def score(
     out: str | Path | None = None,
     overwrite: bool = False,
     source: str | None = None,
-    batch_rows: int = BATCH_ROWS,
+    batch_rows: int | None = None,
 ) -> Dataset:
     """Scores every row of a map-style dataset, in this process.
 
@@ -57,7 +57,8 @@ def score(
             score` writes them. The scores are also in the `datasets` cache, as with `map`.
         overwrite: replace a run of other settings in `out`.
         source: where the rows came from ("org/name@revision:config/split"), recorded in `out` for `hf-curate select`.
-        batch_rows: rows read at a time; rows of similar length are batched within them.
+        batch_rows: rows read at a time; rows of similar length are batched within them. None: 256, and 16 for the
+            scorers of policy gradients.
 
     Returns:
         The dataset with the scorer's columns, typed. Rows that cannot be scored have nulls and a reason.
@@ -75,16 +76,22 @@ def score(
     if not len(dataset):
         raise ScoreError("the dataset is empty: there is nothing to score.")
     fingerprint = dataset._fingerprint
-    if out is not None:
-        _check_folder(Path(out), scorer, fingerprint, overwrite)
     make = getattr(scorer, "features", None)
     features = make(dataset) if make is not None else Features({**dataset.features, **scorer.columns})
+    _call_if_there(scorer, "expect", dataset)
+    if out is not None:
+        _check_folder(Path(out), scorer, fingerprint, overwrite)
+    _call_if_there(scorer, "prepare", dataset)
     record = scorer.record()
     name = ", ".join(str(part) for part in (record.get("name"), (record.get("settings") or {}).get("proxy")) if part)
     if dataset.format["type"] is not None:  # scorers read plain values, not tensors or frames
         dataset = dataset.with_format(None)
     scored = dataset.map(
-        scorer, batched=True, batch_size=batch_rows, features=features, desc=f"scoring ({name or 'score'})"
+        scorer,
+        batched=True,
+        batch_size=batch_rows or getattr(scorer, "batch_rows", BATCH_ROWS),
+        features=features,
+        desc=f"scoring ({name or 'score'})",
     )
     failures = failed_rows(scored, scorer)
     if sum(failures.values()) == len(scored):
@@ -94,6 +101,13 @@ def score(
     if out is not None:
         _write(Path(out), scored, scorer, source, fingerprint)
     return scored
+
+
+def _call_if_there(scorer: AnyScorer, method: str, dataset: Dataset) -> None:
+    """`expect` and `prepare` are for scorers that are fitted; other callables need not have them."""
+    found = getattr(scorer, method, None)
+    if found is not None:
+        found(dataset)
 
 
 def failed_rows(scored: Dataset, scorer: AnyScorer) -> Counter[str]:

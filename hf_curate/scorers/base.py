@@ -85,6 +85,16 @@ class Scorer(ABC):
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
         """Whether a mapping is a batch of rows rather than a row."""
 
+    batch_rows: int = 256
+    """Rows that `score` hands over at a time; what is batched for the model is decided within them."""
+
+    def expect(self, dataset: Any) -> None:  # noqa: B027
+        """Called by `score` with the whole pool before anything is computed: what a fit on it will be called becomes
+        part of the identity."""
+
+    def prepare(self, dataset: Any) -> None:  # noqa: B027
+        """Called by `score` with the whole pool, before the first row: scorers that are fitted on it do it here."""
+
     def reads(self, names: Sequence[str]) -> list[str]:
         """Those of a dataset's columns that scoring looks at; all of them unless a subclass knows better."""
         return list(names)
@@ -101,15 +111,11 @@ class Scorer(ABC):
         return _digest(self._what(self.model_record()))
 
     def _what(self, model: dict[str, Any] | None) -> dict[str, Any]:
-        model = model or {}
-        keep = {key: model[key] for key in ("id", "sha", "dtype") if key in model}
-        if model.get("digest"):
-            keep = {"digest": model["digest"], "dtype": model["dtype"]}
         return {
             "class": type(self).__name__,
             "algorithm_version": self.algorithm_version,
             "settings": self.settings(),
-            "model": keep,
+            "model": which_weights(model or {}),
         }
 
     def record(self) -> dict[str, Any]:
@@ -213,6 +219,13 @@ class Scorer(ABC):
     def _travelling_arguments(self) -> dict[str, Any]:
         """The constructor's arguments for a worker process on this machine."""
         return self._arguments
+
+
+def which_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a model's record that changes numbers."""
+    if model.get("digest"):
+        return {"digest": model["digest"], "dtype": model["dtype"]}
+    return {key: model[key] for key in ("id", "sha", "dtype") if key in model}
 
 
 def _digest(what: dict[str, Any]) -> str:

@@ -10,8 +10,6 @@ rendering are our reconstruction; a token that overlaps two spans counts in both
 
 from __future__ import annotations
 
-import inspect
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -23,11 +21,10 @@ import numpy as np
 from hf_curate.batches import Example, bucket, pad
 from hf_curate.errors import CurateError, RowError
 from hf_curate.gradients.alignment import PROXIES, TARGETS, History, step_scores
-from hf_curate.models import as_dtype, evaluating, load_model, settle_after_fork
-from hf_curate.scorers.base import Scorer
+from hf_curate.models import evaluating
+from hf_curate.scorers.model import ModelScorer, one_of
 from hf_curate.scorers.traces import TraceReader
 from hf_curate.steps import Splitter
-from hf_curate.weights import ModelSource, config_dtype, load_config
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     from hf_curate.models import LanguageModel
 
 
-class GraceScorer(Scorer):
+class GraceScorer(ModelScorer):
     """Scores reasoning traces by GRACE. Use it as `dataset.map(GraceScorer(model), batched=True)`.
 
     Args:
@@ -85,6 +82,7 @@ class GraceScorer(Scorer):
     name = "GRACE"
     prefix = "grace"
     algorithm_version = 1
+    reader: TraceReader
 
     def __init__(
         self,
@@ -110,21 +108,14 @@ class GraceScorer(Scorer):
         keep_gram: bool = False,
     ) -> None:
         super().__init__()
-        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.source = ModelSource.of(model, revision)
+        self._take(locals())
         asked = {"prompt": prompt, "completion": completion, "answer": answer, "steps": steps, "messages": messages}
         self.reader = TraceReader(self.source, asked, split_steps, tokenizer, max_length)
         self.alpha, self.history = _checked_alpha(alpha), _checked_history(history)
-        self.target, self.proxy = _one_of(target, TARGETS, "target"), _one_of(proxy, PROXIES, "proxy")
-        self.dtype, self.device, self.model_kwargs = dtype, device, dict(model_kwargs or {})
-        self.batch_tokens, self.keep_gram = batch_tokens, bool(keep_gram)
-        if batch_tokens is not None and batch_tokens < 1:
-            raise CurateError(f"batch_tokens={batch_tokens} must be 1 or more.")
-        self.model_kwargs_record = _recorded(self.model_kwargs)
-        as_dtype(dtype)
+        self.target, self.proxy = one_of(target, TARGETS, "target"), one_of(proxy, PROXIES, "proxy")
+        self.keep_gram = bool(keep_gram)
         self.last_audit: dict[str, Any] | None = None
-        self._loaded: LanguageModel | None = None
-        self._warned = self._warned_unknown = False
+        self._warned = False
 
     # -- what a Scorer answers ----------------------------------------------------------------------------------------
 
@@ -159,64 +150,19 @@ class GraceScorer(Scorer):
         }
 
     def record(self) -> dict[str, Any]:
-        record = super().record()
-        return {**record, "settings": {**record["settings"], **self.reader.record()}, "audit": self.last_audit}
-
-    def model_record(self) -> dict[str, Any]:
-        config = load_config(self.source)
-        asked = as_dtype(self.dtype)  # "float", "torch.float32" and torch.float32 are one dtype
-        dtype = config_dtype(config) if asked == "auto" else str(asked).removeprefix("torch.")
-        architectures = getattr(config, "architectures", None) or [None]
-        if self.source.live is not None:
-            dtype = str(self.source.live.dtype).removeprefix("torch.")
-            architectures = [type(self.source.live).__name__]
-        return {
-            "id": self.source.label,
-            "sha": self.source.commit,
-            "digest": self.source.digest,
-            "dtype": dtype,
-            "architecture": architectures[0],
-            "warm_up": self.source.warm_up,
-        }
-
-    def call(self) -> str:
-        """The arguments that differ from their defaults; a folder by its name, a live model as a variable."""
-        defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
-        hidden = ("model", "revision", "tokenizer", "model_kwargs", "device", "batch_tokens")
-        given = {n: v for n, v in self._arguments.items() if n not in hidden and v != defaults[n]}
-        names = {"live": "model, tokenizer=tokenizer", "folder": repr(f"./{self.source.label}")}
-        parts = [names.get(self.source.kind, repr(self.source.label))]
-        parts += [f"revision={self.source.commit!r}"] if self.source.commit else []
-        parts += ["tokenizer=tokenizer"] if self._arguments["tokenizer"] is not None and not self.source.live else []
-        parts += [f"model_kwargs={self.model_kwargs_record!r}"] if self.model_kwargs_record else []
-        for name, value in given.items():
-            parts.append(f"{name}={value.__name__ if callable(value) else value!r}")
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-    def __repr__(self) -> str:
-        return f"<{self.call()}>"
-
-    def reads(self, names: Sequence[str]) -> list[str]:
-        return self.reader.reads(names)
-
-    def is_batch(self, rows: Mapping[str, Any]) -> bool:
-        return self.reader.is_batch(rows)
-
-    def check_columns(self, names: Sequence[str], first_row: Mapping[str, Any] | None) -> None:
-        self.reader.columns_of(names, first_row)
+        return {**super().record(), "audit": self.last_audit}
 
     def score_rows(
         self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
     ) -> list[dict[str, Any] | RowError]:
         read = [self.reader.read(row) for row in rows]
-        self._warn_about_unknown_tokens(read)
+        self._warn_about_unknown_tokens([item.input_ids for item in read if isinstance(item, Example)])
         good = [(index, item) for index, item in enumerate(read) if isinstance(item, Example)]
         results: list[Any] = list(read)
         if not good:
             return results
         model = self.load(rank)
-        limit = self.batch_tokens or (8192 if model.device.type == "cpu" else 32768)
-        for group in bucket([len(example.input_ids) for _, example in good], limit):
+        for group in bucket([len(example.input_ids) for _, example in good], self.token_limit(model)):
             batch = [good[place] for place in group]
             scored = self._score(model, [example for _, example in batch])
             for (index, _), result in zip(batch, scored, strict=True):
@@ -225,22 +171,7 @@ class GraceScorer(Scorer):
 
     # -- the work -----------------------------------------------------------------------------------------------------
 
-    def load(self, rank: int | None = None) -> LanguageModel:
-        """The model on its device; loaded at the first call, one per process."""
-        settle_after_fork()  # a function that holds a loaded scorer may have been forked with it
-        if self._loaded is None or (self.source.live is not None and not self._loaded.is_current()):
-            self._warn_without_warm_up()
-            self._loaded = load_model(
-                self.source,
-                self.reader.tokenizer,
-                dtype=self.dtype,
-                device=self.device,
-                rank=rank,
-                model_kwargs=self.model_kwargs,
-            )
-        return self._loaded
-
-    def _warn_without_warm_up(self) -> None:
+    def _before_load(self) -> None:
         """Once per scorer, in the user's process: workers are silent."""
         from multiprocess import parent_process  # type: ignore[import-untyped]
 
@@ -253,22 +184,6 @@ class GraceScorer(Scorer):
             UserWarning,
             stacklevel=6,
         )
-
-    def _warn_about_unknown_tokens(self, read: Sequence[Example | RowError]) -> None:
-        """Once: a tokenizer that does not know the text gives numbers all the same."""
-        unknown = self.reader.tokenizer.unk_token_id
-        rows = [item.input_ids for item in read if isinstance(item, Example)]
-        if self._warned_unknown or unknown is None or not rows:
-            return
-        share = sum(row.count(unknown) for row in rows) / sum(map(len, rows))
-        if share > UNKNOWN_SHARE:
-            self._warned_unknown = True
-            warnings.warn(
-                f"{share:.0%} of the tokens are unknown to the tokenizer of {self.source.label}: scores of text that "
-                "the model cannot read mean nothing. Is it the right model?",
-                UserWarning,
-                stacklevel=6,
-            )
 
     def _score(self, model: LanguageModel, examples: Sequence[Example]) -> list[dict[str, Any] | RowError]:
         from hf_curate.gradients.segments import segment_grams
@@ -376,71 +291,6 @@ class GraceScorer(Scorer):
         keep = {name: value for name, value in arguments.items() if name not in ("revision", "tokenizer")}
         return cls(Path(out), **keep)
 
-    # -- pickles ------------------------------------------------------------------------------------------------------
-
-    def _portable_arguments(self) -> dict[str, Any]:
-        arguments = {name: value for name, value in self._arguments.items() if name not in ("device", "batch_tokens")}
-        arguments |= self._pinned_model()
-        kwargs = {name: value for name, value in self.model_kwargs.items() if name not in UNRECORDED}
-        arguments["model_kwargs"] = kwargs or None
-        if not isinstance(arguments["tokenizer"], (str, Path, type(None))):
-            arguments |= {"model": None, "tokenizer": None}  # told apart by digests; no pickle can rebuild it
-        return arguments
-
-    def _travelling_arguments(self) -> dict[str, Any]:
-        if self.source.live is not None:
-            raise CurateError(
-                f"a live {self.source.name} cannot travel to a worker process (num_proc is set): save it with "
-                "model.save_pretrained(folder) and tokenizer.save_pretrained(folder) and pass the folder or a Hub id, "
-                "or map without num_proc."
-            )
-        self._warn_without_warm_up()
-        return {**self._arguments, **self._pinned_model()}
-
-    def _pinned_model(self) -> dict[str, Any]:
-        if self.source.live is not None:
-            return {"model": None}
-        return {"model": self.source.name, "revision": self.source.commit}
-
-
-UNKNOWN_SHARE = 0.05
-UNRECORDED = {
-    "cache_dir",
-    "device_map",
-    "force_download",
-    "local_files_only",
-    "low_cpu_mem_usage",
-    "max_memory",
-    "offload_folder",
-    "offload_state_dict",
-    "proxies",
-    "token",
-}
-"""Model arguments that change where and how weights are fetched and placed, and no numbers. Some are secret."""
-
-
-def _recorded(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The model arguments that may change numbers, as JSON: plain values, and configs by their `to_dict`."""
-    found = {}
-    for name, value in sorted(model_kwargs.items()):
-        if name in UNRECORDED:
-            continue
-        plain = value.to_dict() if hasattr(value, "to_dict") else value
-        try:
-            found[name] = json.loads(json.dumps(plain, sort_keys=True, default=_named_dtype))
-        except TypeError:
-            raise CurateError(
-                f"model_kwargs[{name!r}] is a {type(value).__name__}, and it has to be written into the record: "
-                "pass text, numbers, lists of them, or a config of transformers."
-            ) from None
-    return found
-
-
-def _named_dtype(value: Any) -> str:
-    if type(value).__name__ == "dtype":
-        return str(value)
-    raise TypeError
-
 
 def _checked_alpha(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
@@ -460,9 +310,3 @@ def _checked_history(history: Any) -> History:
     raise CurateError(
         f"history={history!r} must be 'uniform', ('window', W) with W = 1, 2, ..., or ('ema', beta) with 0 < beta < 1."
     )
-
-
-def _one_of(value: str, known: Sequence[str], name: str) -> str:
-    if value not in known:
-        raise CurateError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}.")
-    return value

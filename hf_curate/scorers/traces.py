@@ -8,21 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_curate.batches import Example, encode
-from hf_curate.errors import CurateError, ModelError, RowError
-from hf_curate.models import load_tokenizer
+from hf_curate.errors import RowError
 from hf_curate.rows import Columns, detect_columns, prompt_key, read_trace
+from hf_curate.scorers.reading import Reader, is_list, said_batch
 from hf_curate.steps import Splitter, check_splitter
-from hf_curate.weights import (
-    ModelSource,
-    batch_dependent_rope,
-    context_length,
-    load_config,
-    tokenizer_digest,
-)
+from hf_curate.weights import ModelSource
 
 
 @dataclass
-class TraceReader:
+class TraceReader(Reader[Columns]):
     """From a dataset row to an `Example` under one tokenizer.
 
     asked: column names that the caller gave, by role (prompt, completion, answer, steps, messages), None where not
@@ -41,38 +35,10 @@ class TraceReader:
 
     def __post_init__(self) -> None:
         check_splitter(self.split)
-        if self.max_length_asked is not None and self.max_length_asked < 2:
-            raise CurateError(
-                f"max_length={self.max_length_asked} leaves no room for a prediction: give 2 tokens or more."
-            )
+        self._check_limit()
 
-    @property
-    def tokenizer(self) -> Any:
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.source, self.tokenizer_asked)
-        return self._tokenizer
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens a row may have: what was asked for, else the model's context, else no limit."""
-        if self._limit is None:
-            config = load_config(self.source)
-            context, asked, rope = context_length(config), self.max_length_asked, batch_dependent_rope(config)
-            if asked is not None and context is not None and asked > context and rope:
-                raise ModelError(
-                    f"max_length={asked}, but beyond {context} tokens the {rope!r} rotary tables of this model depend "
-                    f"on the longest row of the batch, and scores must not: give at most {context}."
-                )
-            self._limit = (context if asked is None else asked,)
-        return self._limit[0]
-
-    def columns_of(self, names: Sequence[str], first_row: Mapping[str, Any] | None = None) -> Columns:
-        """The columns to read; detected once for each set of names."""
-        key = tuple(names)
-        if key not in self._found:
-            self._found[key] = detect_columns(names, first_row, **self.asked)
-        self._latest = self._found[key]
-        return self._latest
+    def _detect(self, names: Sequence[str], first_row: Mapping[str, Any] | None) -> Columns:
+        return detect_columns(names, first_row, **self.asked)
 
     def reads(self, names: Sequence[str]) -> list[str]:
         """The columns that hold prompt, trace, answer and steps; those called so are read even where others are."""
@@ -83,12 +49,10 @@ class TraceReader:
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
         """Whether every column holds a list of rows. `Dataset.map` says it by the mapping's type; in a plain mapping
         a row's chat messages are a list of dicts, so look one level deeper."""
-        from datasets.formatting.formatting import LazyBatch, LazyRow
-
-        if isinstance(rows, (LazyRow, LazyBatch)):
-            return isinstance(rows, LazyBatch)
+        if (said := said_batch(rows)) is not None:
+            return said
         names = list(rows)
-        if not names or not all(_is_list(rows[name]) for name in names):
+        if not names or not all(is_list(rows[name]) for name in names):
             return False
         columns = detect_columns(names, None, **self.asked)  # by name only: the first value may be a whole column
         value = rows[columns.messages or columns.prompt or columns.completion or names[0]]
@@ -108,21 +72,7 @@ class TraceReader:
         return prompt_key(row, self.columns_of(list(row), row))
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "split_steps": splitter_name(self.split),
-            "max_length": self.max_length,
-            "columns": dict(self.asked),
-            "tokenizer_sha256": tokenizer_digest(self.tokenizer),
-        }
-
-    def record(self) -> dict[str, Any]:
-        """The settings with the columns that were found in place of those asked for."""
-        found = {} if self._latest is None else {"columns": self._latest.record()}
-        return {**self.settings(), **found}
-
-
-def _is_list(value: Any) -> bool:
-    return hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping))
+        return {"split_steps": splitter_name(self.split), **super().settings()}
 
 
 def splitter_name(split: Splitter) -> str:

@@ -47,6 +47,12 @@ def manifest() -> dict[str, Any]:
     return json.loads((GOLDENS / "manifest_grace.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def rollouts() -> dict[str, Any]:
+    """The manifest of a selection by GradAlign."""
+    return json.loads((GOLDENS / "manifest_gradalign.json").read_text(encoding="utf-8"))
+
+
 def assert_golden(name: str, text: str) -> None:
     """Compare with tests/goldens/NAME; HF_CURATE_UPDATE_GOLDENS=1 writes it anew."""
     path = GOLDENS / name
@@ -69,6 +75,13 @@ def test_the_card_of_a_new_readme_is_the_golden_one(manifest: dict[str, Any]) ->
 def test_the_card_beside_human_text_is_the_golden_one(manifest: dict[str, Any]) -> None:
     text, _ = merge_readme(HUMAN, manifest, card=Card(manifest, PLOTS))
     assert_golden("card_beside_human_text.md", text)
+
+
+def test_the_card_of_a_selection_over_rollouts_is_the_golden_one(rollouts: dict[str, Any]) -> None:
+    card = Card(rollouts, {"scores": "gradalign-20pct/train.scores.png"}, repo_id="me/rollouts-gradalign")
+    text, notes = merge_readme(None, rollouts, card=card, title="rollouts-gradalign")
+    assert notes == []
+    assert_golden("card_gradalign.md", text)
 
 
 def test_the_first_line_is_the_whole_story_in_one_sentence(manifest: dict[str, Any]) -> None:
@@ -173,6 +186,143 @@ def test_a_manifest_without_a_part_is_an_error_and_not_an_empty_cell(manifest: d
     del manifest[part]
     with pytest.raises(ManifestError, match=part):
         Card(manifest)
+
+
+# -- rollouts -------------------------------------------------------------------------------------------------------
+
+
+def test_the_rollouts_of_scored_and_kept_rows_stand_side_by_side(rollouts: dict[str, Any]) -> None:
+    r = rollouts["rollouts"]
+    lines = Card(rollouts)["How it was chosen"]["Rollouts"].body.splitlines()
+    labels = {"all": "rows", "without signal": "without_signal", "always right": "always_right"}
+    for label, name in {**labels, "always wrong": "always_wrong"}.items():
+        counts, cells = r[name], [f"| {label}"]
+        for side in ("scored", "kept"):
+            cells += [f"{counts[side]:,}", f"{100 * counts[side] / r['rows'][side]:.1f} %"]
+        assert " | ".join(cells) + " |" in lines
+    text = " ".join(lines)
+    assert f"{r['success_rate']['all']:.4g} of the scored rows, {r['success_rate']['kept']:.4g} of the kept" in text
+    assert f"{r['rollouts_per_row']['min']} to {r['rollouts_per_row']['max']}, median" in text
+    r["rollouts_per_row"] = {"min": 8, "median": 8.0, "max": 8}
+    assert "Rollouts of a row: 8. Mean" in Card(rollouts)["How it was chosen"]["Rollouts"].body
+    assert "- The 8 rollouts of a row are a sample" in Card(rollouts)["Limits"].body
+
+
+def test_a_card_without_rollouts_does_not_speak_of_them(manifest: dict[str, Any]) -> None:
+    before = Card(manifest, PLOTS).render()
+    assert "rollout" not in before.lower()
+    manifest["rollouts"] = manifest["selector"]["direction"] = None
+    assert Card(manifest, PLOTS).render() == before
+
+
+def test_what_is_said_of_traces_is_said_of_grace_alone(rollouts: dict[str, Any]) -> None:
+    assert rollouts["selector"]["audit"] is rollouts["model"]["warm_up"] is None
+    for name, papers in (("GradAlign", ["gradalign"]), ("LearnAlign", ["learnalign"]), ("Loss", [])):
+        rollouts["selector"]["name"], rollouts["citations"] = name, papers
+        text = Card(rollouts).render()
+        for words in (
+            "GRACE",
+            "a trace's steps",
+            "random 5 %",
+            "not compared with exact gradients",
+            "number of steps",
+        ):
+            assert words not in text, (name, words)
+        assert "Rewards are taken as given: nothing was verified again." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "papers", "words", "warm_up"),
+    [
+        ("GradAlign", ["gradalign"], "that of the validation problems", False),
+        ("LearnAlign", ["learnalign"], "those of all problems of the pool", True),
+        ("Align", ["gradalign"], "the mean one of the pool", False),
+    ],
+)
+def test_limits_say_what_each_score_of_policy_gradients_measures(
+    rollouts: dict[str, Any], name: str, papers: list[str], words: str, warm_up: bool
+) -> None:
+    rollouts["selector"]["name"], rollouts["citations"] = name, papers
+    limits = Card(rollouts)["Limits"].body
+    assert limits.count("It measures how far a problem's policy gradient points along") == limits.count(words) == 1
+    assert ("No such warm-up is recorded here." in limits) == warm_up
+    assert "`gradalign_stderr` is the standard error of the inner product" in limits
+    kept = rollouts["rollouts"]["without_signal"]["kept"]
+    assert kept > 0
+    assert f"- {kept} kept rows are without signal" in limits
+    rollouts["rollouts"]["without_signal"]["kept"] = 0
+    del rollouts["columns"]["scores"]["gradalign_stderr"]
+    limits = Card(rollouts)["Limits"].body
+    assert "without signal:" not in limits
+    assert "standard error" not in limits
+    assert "\n\n" not in limits
+
+
+def test_a_projected_score_is_called_an_estimate_and_an_exact_one_needs_no_audit(rollouts: dict[str, Any]) -> None:
+    audit = Card(rollouts)["Scores"]["Audit against exact gradients"].body
+    assert audit.startswith(
+        "Does not apply: the score is made of the gradients themselves, over the parameter set `all`"
+    )
+    assert "random projection" not in Card(rollouts)["Limits"].body
+    rollouts["selector"]["settings"]["projection_dim"] = 4096
+    assert Card(rollouts)["Scores"]["Audit against exact gradients"].body == "Not measured."
+    assert "after a random projection" in Card(rollouts)["Limits"].body
+
+
+def test_the_direction_is_told_with_its_problems_and_settings(rollouts: dict[str, Any]) -> None:
+    chosen = Card(rollouts)["How it was chosen"]
+    assert "| Direction | validation gradient: 64 problems, 41 with signal |" in chosen.body.splitlines()
+    assert "| `direction.parameters.tensors` | `30` |" in chosen["Settings"].body.splitlines()
+    assert "comes from 64 problems, 41 with signal" in Card(rollouts)["Limits"].body
+    rollouts["selector"]["direction"] = None
+    assert "irection" not in Card(rollouts)["How it was chosen"].render()
+    assert "that problems are compared with" not in Card(rollouts)["Limits"].body
+    rollouts["selector"]["direction"] = {"kind": "by hand"}
+    assert "| `direction.kind` | `by hand` |" in Card(rollouts)["How it was chosen"]["Settings"].body
+
+
+def test_a_column_among_the_other_choices_is_explained_once(
+    rollouts: dict[str, Any], manifest: dict[str, Any]
+) -> None:
+    overlap = Card(rollouts)["Scores"]["Overlap with simpler choices"].body
+    assert "| `learnalign_score` | 24 |" in overlap
+    assert overlap.count("A line that names a column") == 1
+    rollouts["baselines"]["loss_score"] = {"rows": 24, "shared": 1}
+    assert Card(rollouts)["Scores"]["Overlap with simpler choices"].body.count("A line that names a column") == 1
+    assert "A line that names" not in Card(manifest).render()
+
+
+@pytest.mark.parametrize(
+    "text", ["# x", "a | b", "<script>", "[x](https://evil.example)", "```", "{{ 7 * 7 }}", "\n\n# x", "\u202ex"]
+)
+def test_hostile_text_in_what_is_new_with_rollouts_stays_text(rollouts: dict[str, Any], text: str) -> None:
+    before = Card(rollouts).render()
+    headings = [line for line in before.splitlines() if line.startswith("#")]
+    rollouts["selector"]["direction"] = {
+        "kind": text,
+        "rows": {"in": text, "with_signal": text},
+        text: {text: text},
+    }
+    rollouts["selector"]["settings"]["parameters"] = text
+    rollouts["rollouts"] |= {"correct_above": text, "rollouts_per_row": {"min": text, "max": "y", "median": text}}
+    rollouts["rollouts"]["success_rate"] = {"all": text, "kept": text}
+    rollouts["columns"]["scores"] = {f"{text}_stderr": text}
+    rollouts["citations"].append(text)
+    rendered = Card(rollouts).render()
+    assert [line for line in rendered.splitlines() if line.startswith("#")] == headings
+    for mark in ("<script", "](https", "\u202e", "https://evil", " | b"):
+        assert mark not in rendered
+    assert rendered.count("```") == before.count("```")
+
+
+@pytest.mark.parametrize("part", ["rows", "without_signal", "success_rate", "rollouts_per_row", "correct_above"])
+def test_rollouts_without_a_part_are_an_error_and_not_an_empty_cell(rollouts: dict[str, Any], part: str) -> None:
+    del rollouts["rollouts"][part]
+    with pytest.raises(ManifestError, match=part):
+        Card(rollouts)
+
+
+# -- the whole ------------------------------------------------------------------------------------------------------
 
 
 def test_numpy_numbers_read_like_python_numbers(manifest: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo import DENSE, ROWS, SPARSE, ZOO, batch, build, language_model
 
 from hf_curate.gradients.alignment import alignments, step_scores
-from hf_curate.gradients.exact import parameters_of
+from hf_curate.gradients.parameters import parameters_of
 from hf_curate.gradients.segments import exact_row, segment_grams
 
 PROXIES = ("representation", "outer", "last", "exact")

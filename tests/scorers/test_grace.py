@@ -20,7 +20,7 @@ from hf_curate import GraceScorer, load_curated, score, select
 from hf_curate.demo import MODEL, load_traces
 from hf_curate.errors import CurateError, ModelError, ScoreError
 from hf_curate.gradients.alignment import step_scores
-from hf_curate.scorers import grace as grace_module
+from hf_curate.scorers import model as model_module
 
 SAME = SAME_RUN[torch.float32]
 NUMBERS = ("grace_step_scores", "grace_value", "grace_tokens", "grace_loss")
@@ -372,13 +372,13 @@ from datasets import load_dataset
 from datasets.fingerprint import Hasher
 from hf_curate import GraceScorer
 from hf_curate.demo import MODEL
-import hf_curate.scorers.grace as grace
+import hf_curate.scorers.model as model
 
 warnings.simplefilter("ignore")
 file, first = sys.argv[1], sys.argv[2] == "first"
 loads = []
-real = grace.load_model
-grace.load_model = lambda *a, **k: (loads.append(1), real(*a, **k))[1]
+real = model.load_model
+model.load_model = lambda *a, **k: (loads.append(1), real(*a, **k))[1]
 pool = load_dataset("parquet", data_files=file, split="train")
 plain = GraceScorer(MODEL, dtype="float32")
 hashes = [Hasher.hash(plain), Hasher.hash(GraceScorer(MODEL, split_steps=lambda text: text.split("\\n")))]
@@ -412,8 +412,8 @@ def test_the_cache_is_missed_when_anything_that_changes_numbers_changes(
     tokenizer = scorer_of().reader.tokenizer
     folder = saved(tmp_path / "model", tiny(vocabulary=20), tokenizer)
     loads: list[int] = []
-    real = grace_module.load_model
-    monkeypatch.setattr(grace_module, "load_model", lambda *a, **k: (loads.append(1), real(*a, **k))[1])
+    real = model_module.load_model
+    monkeypatch.setattr(model_module, "load_model", lambda *a, **k: (loads.append(1), real(*a, **k))[1])
 
     def misses(**settings: Any) -> bool:
         before = len(loads)
@@ -440,7 +440,7 @@ def test_the_cache_is_missed_when_anything_that_changes_numbers_changes(
     monkeypatch.setattr(GraceScorer, "algorithm_version", 999)
     assert misses()
     monkeypatch.undo()
-    monkeypatch.setattr(grace_module, "load_model", lambda *a, **k: (loads.append(1), real(*a, **k))[1])
+    monkeypatch.setattr(model_module, "load_model", lambda *a, **k: (loads.append(1), real(*a, **k))[1])
     saved(folder, tiny(vocabulary=20, seed=1), tokenizer)
     assert misses(), "other weights in the same folder"
     tokenizer.chat_template = CHAT
@@ -673,5 +673,5 @@ def test_gsm8k_rows_go_through_score_select_save_and_load(
 
 
 def test_a_live_model_without_a_tokenizer_is_an_error_that_names_the_argument(rows: list[dict[str, str]]) -> None:
-    with pytest.raises(ModelError, match=r"GraceScorer\(model, tokenizer=tokenizer\)"):
+    with pytest.raises(ModelError, match=r"beside the model, tokenizer=tokenizer"):
         GraceScorer(tiny(vocabulary=20))(rows[0])

@@ -1,0 +1,113 @@
+"""What a selection is shown beside: other orders at the same budget, plain properties of the rows, their rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_curate.budgets import MEASURED, preference, take
+from hf_curate.errors import BudgetError
+from hf_curate.measures import baseline, by_measure, correct_above, rival_columns
+from hf_curate.scored import numbers
+from hf_curate.stats import spearman
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_curate.account import Choice
+
+OVERLAP_ROWS = 1000
+"""Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
+OVERLAP_STREAM = 3
+"""The sample's own random stream: one shared with the warm-up or the random baseline would draw the same rows."""
+
+
+def rollouts_account(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the rollouts of scored and of kept rows are like, over the rows whose rewards can be read; None without
+    rewards.
+
+    A row is without signal when all its rewards are equal, or when its gradient cancels: score exactly 0.0 by a scorer
+    whose record says `zero_without_signal`.
+    """
+    measures = choice.measures
+    if "rollouts" not in measures:
+        return None
+    scored = np.isfinite(choice.scores) & np.isfinite(measures["rollouts"])
+    kept = np.zeros(len(scored), dtype=bool)
+    kept[choice.kept] = scored[choice.kept]
+    silent = measures["signal"] == 0.0
+    if record.get("zero_without_signal") is True:
+        silent |= choice.scores == 0.0
+    rate, count = measures["success_rate"], measures["rollouts"][scored]
+    masks = {"rows": scored, "without_signal": silent, "always_right": rate == 1.0, "always_wrong": rate == 0.0}
+    spread = (
+        {"min": int(count.min()), "median": float(np.median(count)), "max": int(count.max())} if len(count) else None
+    )
+    means = {
+        name: float(rate[mask].mean()) if mask.any() else None for name, mask in (("all", scored), ("kept", kept))
+    }
+    return {
+        **{name: {"scored": int((m & scored).sum()), "kept": int((m & kept).sum())} for name, m in masks.items()},
+        "correct_above": correct_above(record),
+        "success_rate": means,
+        "rollouts_per_row": spread,
+    }
+
+
+def confounds(choice: Choice, scorer: Any) -> dict[str, float | None]:
+    """Spearman of the score with what it should not merely be: of traces steps, tokens, loss, overlap of steps and
+    answer; of rollouts success rate, learnability, length."""
+    measures, overlap = choice.measures, overlap_confound(choice.dataset, choice.scores, scorer)
+    names = ["steps", "tokens", "loss"]
+    rollouts = "rollouts" in measures
+    if rollouts:
+        names = [name for name in names if name in measures] + ["success_rate", "learnability", "length"]
+    found = {name: spearman(choice.scores, measures[name]) if name in measures else None for name in names}
+    return found if rollouts and overlap is None else {**found, "overlap": overlap}
+
+
+def overlap_confound(dataset: Dataset, scores: np.ndarray, scorer: Any) -> float | None:
+    """Spearman of the score with the token overlap of steps and answer, on a sample; None where it cannot be measured.
+
+    A stored run has it measured already.
+    """
+    if not hasattr(scorer, "overlaps"):
+        return getattr(scorer, "overlap", None)
+    scored = np.flatnonzero(np.isfinite(scores))
+    rows = np.random.default_rng([0, OVERLAP_STREAM]).permutation(scored)[:OVERLAP_ROWS]
+    return spearman(scores[rows], scorer.overlaps(dataset.select(rows).with_format(None)))
+
+
+def baselines(choice: Choice) -> dict[str, dict[str, int]]:
+    """What other orders would keep under the same budget, and how much of it is kept here. An order that is shorter
+    than the budget keeps fewer rows."""
+    found = {}
+    for name, ranked in _rivals(choice).items():
+        order = preference(ranked, strategy="random" if name == "random" else "top", seed=choice.seed)
+        if choice.asked is not None and choice.asked.unit == "tokens":
+            try:
+                chosen = take(order, choice.asked, len(choice.dataset), choice.measures.get("tokens"))
+            except BudgetError:  # its first row alone does not fit
+                chosen = order[:0]
+        else:
+            chosen = order[: len(choice.kept)]
+        found[name] = {"rows": len(chosen), "shared": len(np.intersect1d(chosen, choice.kept))}
+    return found
+
+
+def _rivals(choice: Choice) -> dict[str, np.ndarray]:
+    """What each other order ranks by: simple ones out of the rows scored here, columns of other scorers out of the
+    rows that those scored (under a budget of tokens, out of the rows whose tokens are known)."""
+    found = {"random": choice.scores}
+    for name in MEASURED:
+        ranked = baseline(name, choice.measures)
+        if ranked is not None:
+            found[name] = by_measure(choice.scores, *ranked)
+    tokens = choice.measures.get("tokens")
+    for column in rival_columns(choice.dataset, choice.column):
+        scores = numbers(choice.dataset, column)
+        counted = choice.asked is not None and choice.asked.unit == "tokens" and tokens is not None
+        found[column] = by_measure(tokens, scores) if counted and tokens is not None else scores
+    return found

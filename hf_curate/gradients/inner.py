@@ -1,0 +1,315 @@
+"""Inner products of a problem's policy gradient with a direction, and its norm: no gradient is ever whole in memory.
+
+Rollouts that are token for token the same are one rollout with the sum of their weights, which is exact, cheaper, and
+shows a gradient that cancels (the same response rewarded and not) before anything is computed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_curate.batches import Rollout
+from hf_curate.errors import RowError
+from hf_curate.gradients.policy import Take, policy_gradient
+from hf_curate.gradients.tangents import NotSeparableError, Tangents
+
+if TYPE_CHECKING:
+    from hf_curate.models import LanguageModel
+
+logger = logging.getLogger("hf_curate")
+
+FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+"""A gradient cancels when the rollouts' signals at the head's input, weighted and summed, have less than this share of
+the sum of their norms: what is left is rounding."""
+SAME_WEIGHT = 1e-9
+"""Weights of identical rollouts that sum to less than this share of their absolute sum cancel."""
+AGREE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""How well both ways to the rollouts' products must agree on a few tokens, relative to the contributions' size."""
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Products:
+    """Of one problem's policy gradient g = sum_k (A_k / K) grad_k, grad_k the gradient of rollout k's mean
+    log-probability.
+
+    dot: <g, direction>; squared_norm: |g|^2; per_rollout: [K] float64 <grad_k, direction>, NaN where g cancels; dot
+    and per_rollout are None without a direction; cancels: g is 0 up to rounding (everything else is then 0).
+    """
+
+    dot: float | None
+    squared_norm: float
+    per_rollout: np.ndarray | None
+    cancels: bool
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The different rollouts of a problem. weights: [D] summed A_k / K, 0 where they cancel; of: [K] index into D."""
+
+    rollouts: list[Rollout]
+    weights: list[float]
+    of: list[int]
+
+    def active(self) -> tuple[list[int], list[Rollout], list[float]]:
+        """Those with a weight: their indices, rollouts and weights."""
+        live = [index for index, weight in enumerate(self.weights) if weight]
+        return live, [self.rollouts[index] for index in live], [self.weights[index] for index in live]
+
+    def idle(self) -> list[int]:
+        """Indices of those without."""
+        return [index for index, weight in enumerate(self.weights) if not weight]
+
+
+def distinct(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> Distinct:
+    """Merges rollouts that are token for token the same."""
+    places: dict[tuple[int, tuple[int, ...]], int] = {}
+    of = [places.setdefault((r.start, tuple(r.input_ids)), len(places)) for r in rollouts]
+    shares: list[list[float]] = [[] for _ in places]
+    for place, advantage in zip(of, advantages, strict=True):
+        shares[place].append(float(advantage) / len(rollouts))
+    largest = max((abs(share) for own in shares for share in own), default=0.0)
+    sums = [math.fsum(own) for own in shares]
+    weights = [0.0 if abs(total) <= SAME_WEIGHT * largest else total for total in sums]
+    firsts = dict(zip(reversed(of), reversed(rollouts), strict=True))
+    return Distinct([firsts[place] for place in range(len(places))], weights, of)
+
+
+def policy_products(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    advantages: Sequence[float],
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor] | None,
+    *,
+    batch_tokens: int = 8192,
+) -> Products:
+    """Products and norm of one problem's policy gradient, exact over the parameters.
+
+    Args:
+        model: the loaded model, in eval mode.
+        rollouts: the K rollouts of the problem.
+        advantages: [K] A_k, such as reward minus the group's mean.
+        parameters: name -> parameter of `model.model`.
+        direction: name -> tensor of each parameter's shape on its device, float32 or float64; None for the norm
+            alone.
+        batch_tokens: padded tokens per forward and backward; changes memory and speed. A problem with more keeps its
+            gradient until it is whole.
+
+    Raises:
+        RowError: a loss, the norm or a product is not finite.
+    """
+    merged = distinct(rollouts, advantages)
+    active, chosen, weights = merged.active()
+    if not active:
+        return _nothing(direction, len(rollouts))
+    sums = _Sums(direction)
+    how = None if direction is None else route(model, parameters, direction)
+    tangents = _tangents(model, parameters, direction, len(active), how)
+    signals = policy_gradient(
+        model, chosen, weights, parameters, sums.take, tangents=tangents, batch_tokens=batch_tokens
+    )
+    if _cancels(signals.pooled, weights, model.head.weight.dtype):
+        return _nothing(direction, len(rollouts))
+    dot, squared_norm = sums.dot, sums.squared_norm
+    if not math.isfinite(squared_norm) or not math.isfinite(dot):
+        raise RowError("not finite", "the gradient of this problem overflows")
+    if squared_norm == 0.0:  # none of the parameters is reached
+        return _nothing(direction, len(rollouts))
+    if direction is None:
+        return Products(None, squared_norm, None, False)
+    found = np.full(len(merged.rollouts), np.nan)
+    if tangents is not None:
+        found[active] = (tangents.products + signals.products).numpy()
+    rest = merged.idle() if tangents is not None else list(range(len(merged.rollouts)))
+    if rest:
+        others = [merged.rollouts[index] for index in rest]
+        found[rest] = rollout_products(model, others, parameters, direction, how, batch_tokens=batch_tokens)
+    if not np.isfinite(found).all():
+        raise RowError("not finite", "the gradient of a rollout overflows")
+    return Products(dot, squared_norm, found[merged.of], False)
+
+
+def streamed(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    advantages: Sequence[float],
+    parameters: Mapping[str, nn.Parameter],
+    take: Take,
+    *,
+    batch_tokens: int = 8192,
+) -> bool:
+    """Hands a problem's policy gradient to `take`, parameter by parameter; False where it cancels up to rounding (what
+    was handed over is then to be thrown away)."""
+    _, chosen, weights = distinct(rollouts, advantages).active()
+    if not chosen:
+        return False
+    signals = policy_gradient(model, chosen, weights, parameters, take, batch_tokens=batch_tokens)
+    return not _cancels(signals.pooled, weights, model.head.weight.dtype)
+
+
+def whole_gradient(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    advantages: Sequence[float],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    batch_tokens: int = 8192,
+) -> tuple[dict[str, Tensor], float] | None:
+    """A problem's policy gradient, all of it at once, and its norm; None where it cancels or is 0. Raises RowError
+    where it overflows."""
+    gradient: dict[str, Tensor] = {}
+    if not streamed(model, rollouts, advantages, parameters, gradient.__setitem__, batch_tokens=batch_tokens):
+        return None
+    norm = sum(inner(tensor, tensor) for tensor in gradient.values()) ** 0.5
+    if not math.isfinite(norm):
+        raise RowError("not finite", "the gradient of this problem overflows")
+    return (gradient, norm) if norm else None
+
+
+def rollout_products(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor],
+    how: str | None,
+    *,
+    batch_tokens: int = 8192,
+) -> np.ndarray:
+    """[K] <grad_k, direction> of each rollout's mean log-probability; `how` as `route` says."""
+    tangents = _tangents(model, parameters, direction, len(rollouts), how)
+    if tangents is not None:
+        ones = [1.0] * len(rollouts)
+        signals = policy_gradient(
+            model, rollouts, ones, parameters, lambda *_: None, tangents=tangents, batch_tokens=batch_tokens
+        )
+        return (tangents.products + signals.products).numpy()
+    found = np.empty(len(rollouts))
+    for index, rollout in enumerate(rollouts):
+        sums = _Sums(direction)
+        policy_gradient(model, [rollout], [1.0], parameters, sums.take, batch_tokens=batch_tokens)
+        found[index] = sums.dot
+    return found
+
+
+_ROUTES: WeakKeyDictionary[nn.Module, dict[frozenset[str], str]] = WeakKeyDictionary()
+
+
+def route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> str:
+    """How the rollouts' products are taken: "together", "positions" (together, with position ids for each row), or
+    "apart" (one backward for each). Found once for a model and parameter set, by comparing on a few tokens."""
+    known = _ROUTES.setdefault(model.decoder, {})
+    key = frozenset(parameters)
+    if key not in known:
+        known[key] = _find_route(model, parameters, direction)
+    return known[key]
+
+
+def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> str:
+    known = min(model.head.vocabulary, 64)
+    probe = [
+        Rollout([(7 * i + 3) % known for i in range(5)], 2),
+        Rollout([(5 * i + 1) % known for i in range(7)], 3),
+    ]
+    try:
+        apart = rollout_products(model, probe, parameters, direction, "apart")
+    except RowError:
+        return "apart"
+    for how in ("together", "positions"):
+        tangents = _tangents(model, parameters, direction, len(probe), how)
+        assert tangents is not None
+        try:
+            signals = policy_gradient(model, probe, [0.5, -0.25], parameters, lambda *_: None, tangents=tangents)
+        except (
+            NotSeparableError,
+            RuntimeError,
+            NotImplementedError,
+            TypeError,
+            IndexError,
+            KeyError,
+            RowError,
+        ) as error:
+            # whatever a model's own modules raise when they are run by themselves with other tensors
+            logger.debug("rollouts %s: %s", how, error)
+            continue
+        together = (tangents.products + signals.products).numpy()
+        size = (tangents.sizes + signals.products.abs()).numpy() + np.abs(apart)
+        if np.all(np.abs(together - apart) <= AGREE[model.head.weight.dtype] * size):
+            return how
+    logger.info(
+        "%s does not let the gradients of several rollouts be told apart: one backward for each",
+        type(model.model).__name__,
+    )
+    return "apart"
+
+
+def _tangents(
+    model: LanguageModel,
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor] | None,
+    rollouts: int,
+    how: str | None,
+) -> Tangents | None:
+    if direction is None or how == "apart":
+        return None
+    return Tangents(model.decoder, parameters, direction, rollouts, positions=how == "positions")
+
+
+class _Sums:
+    """Adds up <g, direction> and |g|^2 while the parameters' gradients come by; read when all have come."""
+
+    def __init__(self, direction: Mapping[str, Tensor] | None) -> None:
+        self.direction = direction
+        self._dots: list[Tensor] = []
+        self._squares: list[Tensor] = []
+
+    def take(self, name: str, gradient: Tensor) -> None:
+        self._squares.append(_inner(gradient, gradient))
+        if self.direction is not None:
+            self._dots.append(_inner(gradient, self.direction[name]))
+
+    @property
+    def dot(self) -> float:
+        return sum(map(float, self._dots))
+
+    @property
+    def squared_norm(self) -> float:
+        return sum(map(float, self._squares))
+
+
+def inner(left: Tensor, right: Tensor) -> float:
+    """Inner product of two tensors of one shape, accumulated in float64 a piece at a time."""
+    return float(_inner(left, right))
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """The same as a scalar on the tensors' device, which need not be waited for."""
+    a, b = left.reshape(-1), right.reshape(-1)
+    if a.device.type == "mps":  # which has no float64
+        a, b = a.cpu(), b.cpu()
+    total = a.new_zeros((), dtype=torch.float64)
+    for start in range(0, len(a), CHUNK):
+        total += torch.dot(a[start : start + CHUNK].double(), b[start : start + CHUNK].double())
+    return total
+
+
+def _cancels(pooled: Tensor, weights: Sequence[float], dtype: torch.dtype) -> bool:
+    """Whether the weighted signals [K, d] sum to rounding noise."""
+    shares = torch.tensor(weights, dtype=pooled.dtype)
+    scaled = pooled * (shares / shares.abs().max())[:, None]
+    return float(scaled.sum(dim=0).norm()) <= FLOOR[dtype] * float(scaled.norm(dim=1).sum())
+
+
+def _nothing(direction: Mapping[str, Tensor] | None, rollouts: int) -> Products:
+    if direction is None:
+        return Products(None, 0.0, None, True)
+    return Products(0.0, 0.0, np.full(rollouts, np.nan), True)

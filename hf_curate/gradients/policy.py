@@ -1,0 +1,237 @@
+"""The policy gradient of one problem, handed over parameter by parameter as the backward pass forms it.
+
+For rollouts o_k with weights c_k it is g = sum_k c_k (1/|o_k|) sum_t d log pi(o_kt) / d theta: one forward and
+backward over all of them, padded on the right, where causal attention never looks. The head is done by hand, a chunk
+of positions at a time (`upstream.head_pass`); everything before it by autograd, so that experts, adapters, norms,
+biases and tied weights need no formulas. The backward runs against aliases of the parameters: flags, `.grad`, hooks
+and gradient reducers of a live model are not touched.
+
+A problem of more than `batch_tokens` tokens takes several passes, and its gradient is then kept until the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hf_curate.batches import Rollout, bucket
+from hf_curate.errors import RowError
+from hf_curate.gradients.upstream import BYTE_BUDGET, head_pass
+
+if TYPE_CHECKING:
+    from hf_curate.gradients.tangents import Tangents
+    from hf_curate.models import LanguageModel
+
+Take = Callable[[str, Tensor], None]
+"""Receives each parameter's gradient once per problem, in float32 or wider; it may keep or change the tensor."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the head says of each rollout, on the CPU in float64.
+
+    pooled: [K, d] mean of d log pi / d h over its tokens; products: [K] that of the head's own parameters along the
+    direction, 0 without one.
+    """
+
+    pooled: Tensor
+    products: Tensor
+
+
+def policy_gradient(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    weights: Sequence[float],
+    parameters: Mapping[str, nn.Parameter],
+    take: Take,
+    *,
+    tangents: Tangents | None = None,
+    batch_tokens: int = 8192,
+) -> Signals:
+    """Streams the gradient of sum_k weights[k] * (mean log-probability of rollout k's response tokens).
+
+    Args:
+        model: the loaded model, in eval mode.
+        rollouts: K sequences of at least one response token each; prompts may differ.
+        weights: [K], none of them 0.
+        parameters: name -> parameter of `model.model`; those that get no gradient are never handed over.
+        take: called once for each parameter.
+        tangents: collects the products of each rollout's gradient with a direction on the way.
+        batch_tokens: padded tokens per forward and backward.
+
+    Raises:
+        RowError: a loss is NaN or infinite.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    lengths = [len(rollout.input_ids) for rollout in rollouts]
+    pieces = list(bucket(lengths, batch_tokens))
+    pending: dict[str, Tensor] = {}
+    waiting: dict[str, Tensor] = {}  # the head's share of a tied weight, until the embedding's comes
+    dtype = model.head.accumulate
+    factor = _power_of_two(weights, rollouts)
+
+    def deliver(name: str, gradient: Tensor) -> None:
+        gradient = gradient.to(dtype)
+        if name in waiting:
+            gradient = waiting.pop(name).add_(gradient)
+        if len(pieces) == 1:
+            take(name, gradient.mul_(factor))
+        elif name in pending:
+            pending[name].add_(gradient, alpha=factor)
+        else:
+            pending[name] = gradient.mul_(factor)
+
+    pooled = torch.zeros(len(rollouts), model.head.weight.shape[1], dtype=torch.float64)
+    products = torch.zeros(len(rollouts), dtype=torch.float64)
+    for piece in pieces:
+        batch = [rollouts[index] for index in piece]
+        scales = [weights[index] / factor for index in piece]
+        with _aliases(model.decoder, names, deliver) as (aliases, by_name):
+            ids = _padded(batch, model.device)
+            with torch.enable_grad():
+                hidden = _hidden(model, aliases, ids, tangents, piece, scales)
+            upstream, own, along = _head(model, hidden.detach(), batch, scales, names, tangents)
+            for name, gradient in own.items():
+                if name in by_name:
+                    waiting[name] = gradient
+                else:
+                    deliver(name, gradient)
+            del own
+            if hidden.requires_grad:
+                torch.autograd.backward(hidden, upstream[0])
+            for name in list(waiting):
+                deliver(name, waiting.pop(name).clone())
+        pooled[piece], products[piece] = upstream[1], along
+    for name in list(pending):
+        take(name, pending.pop(name))
+    return Signals(pooled, products)
+
+
+def _power_of_two(weights: Sequence[float], rollouts: Sequence[Rollout]) -> float:
+    """A factor that brings the largest token weight near 1: half-precision gradients must not underflow."""
+    largest = max(
+        abs(weight) / (len(rollout.input_ids) - rollout.start)
+        for weight, rollout in zip(weights, rollouts, strict=True)
+    )
+    return 2.0 ** max(-1022, min(1023, round(math.log2(largest)))) if largest else 2.0**-1022
+
+
+def _padded(rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
+    """[B, T] ids, each row continued with its own last token."""
+    longest = max(len(rollout.input_ids) for rollout in rollouts)
+    rows = [r.input_ids + r.input_ids[-1:] * (longest - len(r.input_ids)) for r in rollouts]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+@contextmanager
+def _aliases(
+    decoder: nn.Module, names: Mapping[int, str], deliver: Take
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Leaves that share the parameters' memory: by their name in the decoder, and the chosen ones by global name.
+
+    A chosen leaf delivers its gradient as soon as it is whole, and drops it.
+    """
+    leaves: dict[int, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
+    aliases: dict[str, Tensor] = {}
+    handles = []
+
+    def hook(name: str) -> Callable[[Tensor], None]:
+        def reduce(leaf: Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            assert gradient is not None
+            deliver(name, gradient)
+
+        return reduce
+
+    try:
+        for local, parameter in decoder.named_parameters(remove_duplicate=False):
+            chosen = names.get(id(parameter))
+            if chosen is None and not parameter.requires_grad:
+                continue
+            leaf = leaves.get(id(parameter))
+            if leaf is None:
+                leaf = leaves[id(parameter)] = parameter.detach()
+                if chosen is not None:
+                    by_name[chosen] = leaf.requires_grad_()
+                    handles.append(leaf.register_post_accumulate_grad_hook(hook(chosen)))
+            aliases[local] = leaf
+        yield aliases, by_name
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hidden(
+    model: LanguageModel,
+    aliases: Mapping[str, Tensor],
+    ids: Tensor,
+    tangents: Tangents | None,
+    piece: Sequence[int],
+    scales: Sequence[float],
+) -> Tensor:
+    """[B, T, d] head inputs with their graph."""
+    inputs: dict[str, object] = {"input_ids": ids, "use_cache": False}
+    if tangents is not None and tangents.positions:  # one row of positions for all could not be told apart
+        inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    with tangents.during(piece, scales) if tangents is not None else _nothing():
+        out = functional_call(model.decoder, dict(aliases), (), inputs, tie_weights=False)
+    return out.last_hidden_state.to(model.head.weight.device)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _head(
+    model: LanguageModel,
+    hidden: Tensor,
+    batch: Sequence[Rollout],
+    scales: Sequence[float],
+    names: Mapping[int, str],
+    tangents: Tangents | None,
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor], Tensor]:
+    """(gradient at the head's input [B, T, d], pooled signals [B, d]), the head's own gradients, and its products."""
+    places = [(row, t) for row, rollout in enumerate(batch) for t in range(rollout.start, len(rollout.input_ids))]
+    rows = torch.tensor([row for row, _ in places], device=hidden.device)
+    before = torch.tensor([t - 1 for _, t in places], device=hidden.device)
+    labels = torch.tensor([batch[row].input_ids[t] for row, t in places], device=hidden.device)
+    lengths = torch.bincount(rows, minlength=len(batch)).double()
+    own = {kind: names.get(id(p)) for kind, p in head_parameters(model).items()}
+    shares = torch.tensor(scales, dtype=torch.float64, device="cpu") / lengths.cpu()
+    weights = shares.to(device=hidden.device, dtype=model.head.accumulate)[rows]
+    direction = (None, None) if tangents is None else tangents.of_head(own)
+    wanted = weights.neg() if any(own.values()) else None  # of log-probabilities, not of losses
+    budget = BYTE_BUDGET if hidden.device.type == "cpu" else 4 * BYTE_BUDGET
+    done = head_pass(model.head, hidden[rows, before], labels, wanted, direction, budget)
+    bad = (~torch.isfinite(done.losses)).nonzero()
+    if len(bad):
+        t = places[int(bad[0])][1]
+        raise RowError("not finite", f"the model's logits for token {t} give a loss that is NaN or infinite")
+    upstream = torch.zeros_like(hidden)
+    upstream[rows, before] = (done.signals * weights.neg()[:, None]).to(hidden)
+    pooled = torch.zeros(len(batch), hidden.shape[2], dtype=done.signals.dtype, device=hidden.device)
+    pooled.index_add_(0, rows, done.signals)
+    products = torch.zeros(len(batch), dtype=torch.float64)
+    if done.products is not None:
+        products.index_add_(0, rows.cpu(), -done.products.double().cpu())
+        products /= lengths.cpu()
+    grown = {"weight": done.weight, "bias": done.bias}
+    gradients = {name: grown[kind] for kind, name in own.items() if name is not None}
+    kept = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    return (upstream, -(pooled.cpu().double() / lengths.cpu()[:, None])), kept, products
+
+
+def head_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
+    """The LM head's own parameters, by "weight" and "bias"."""
+    inner: Any = model.model.get_base_model() if hasattr(model.model, "get_base_model") else model.model  # type: ignore[operator]
+    head = inner.get_output_embeddings()
+    return {kind: p for kind, p in head.named_parameters(recurse=False) if kind in ("weight", "bias")}

@@ -1,0 +1,239 @@
+"""GradAlign (arXiv 2602.21492): problems whose policy gradient points where a trusted validation set wants to go.
+
+With A_k = r_k - mean r, grad_i = mean_k A_k (1/|o_k|) sum_t grad log pi(o_kt) for problem i, and g_val the mean of it
+over the validation problems, a problem scores cos(grad_i, g_val).
+
+The inner product is additive over rollouts: with d_k = <(1/|o_k|) sum_t grad log pi(o_kt), g_val> and
+s_k = A_k (d_k - mean d) it is mean_k s_k, and its standard error, with advantages and g_val held fixed, is
+std(s, ddof=1) / sqrt(K).
+
+Differences from the paper: none in the cosine, which is the default; `dot` is in its ablation; the standard error, `t`
+and `corr` are ours. A group with equal rewards has no gradient and so no cosine: the authors' released code gives it
+the score 0, and so do we. That code samples candidates at temperature 0.7 and top-p 0.95; here rollouts are taken as
+they are, and who made them must say how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_curate.errors import DirectionError, RowError
+from hf_curate.scorers.groups import Group
+from hf_curate.scorers.model import one_of
+from hf_curate.scorers.policy import (
+    DirectedScorer,
+    Fitted,
+    advantages,
+    cached,
+    check_pool,
+    has_signal,
+    mean_gradient,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Features
+    from torch import nn
+
+    from hf_curate.gradients.directions import Direction
+    from hf_curate.models import LanguageModel
+
+STATISTICS = ("cosine", "dot", "t", "corr")
+SPREAD = 1e-9
+"""Standard deviations below this share of the largest value are 0 up to rounding."""
+
+
+def statistics(rewards: np.ndarray, products: np.ndarray) -> dict[str, float]:
+    """What K rollouts say of the inner product of a problem's gradient with a direction.
+
+    Args:
+        rewards: [K]; products: [K] d_k, each rollout's gradient along the direction.
+
+    Returns:
+        "dot" mean_k A_k d_k; "stderr" its standard error, NaN for K = 1; "t" their ratio, NaN where the standard error
+        is 0 (always so for K = 2, and where all products are equal); "corr" the Pearson correlation of rewards and
+        products, 0 where one is constant.
+    """
+    a, d = advantages(np.asarray(rewards, dtype=np.float64)), np.asarray(products, dtype=np.float64)
+    apart = d - d.mean()
+    s = a * apart
+    dot = float(s.mean())
+    stderr = float(s.std(ddof=1) / len(s) ** 0.5) if len(s) > 1 else float("nan")
+    norms = float(np.linalg.norm(a) * np.linalg.norm(apart))
+    differ = norms > SPREAD * float(np.linalg.norm(a) * np.linalg.norm(d))
+    return {
+        "dot": dot,
+        "stderr": stderr,
+        "t": dot / stderr if differ and stderr > SPREAD * float(np.abs(s).max()) else float("nan"),
+        "corr": float(s.sum()) / norms if differ else 0.0,
+    }
+
+
+class GradAlignScorer(DirectedScorer):
+    """Scores problems with rollouts by GradAlign. Use it as `dataset.map(GradAlignScorer(model, validation=val),
+    batched=True)`.
+
+    Args:
+        model (`str`, `Path` or `PreTrainedModel`): Hub id ("org/name" or "org/name@revision"), folder (also a PEFT
+            adapter folder), or a live causal LM together with `tokenizer`: the policy that sampled the rollouts.
+        validation (`Dataset`, *optional*): trusted problems with their own responses and rewards, in columns of the
+            same names. Its mean gradient is computed before the first row is scored, and kept in the Hugging Face
+            cache.
+        direction (`str` or `Path`, *optional*): a direction file that `fit` wrote, instead of `validation`.
+        parameters (`str`, *optional*, defaults to `"all"`): "all" (as the authors), "linear" (every linear layer but
+            the LM head), "adapters" (of a PEFT model), or a regular expression for parameter names.
+        statistic (`str`, *optional*, defaults to `"cosine"`): "cosine", "dot" (inner product), "t" (its ratio to its
+            standard error; null for fewer than 3 rollouts) or "corr" (correlation of rewards and products).
+        revision, tokenizer, dtype, device, model_kwargs: as for `GraceScorer`.
+        prompt, messages, responses, response_ids, rewards (`str`, *optional*): names of columns. Without them:
+            `messages`, `conversations`, `prompt` or its aliases; `response_ids` before `responses`; `rewards`.
+        max_length (`int`, *optional*): problems with a longer prompt and response are null. Defaults to the context.
+        batch_tokens (`int`, *optional*): padded tokens per forward and backward. A problem with more keeps its whole
+            gradient in memory until it is done. Defaults to 8,192 on the CPU and 32,768 elsewhere.
+
+    Adds `gradalign_score` (float32), `gradalign_stderr` (float32, standard error of the inner product over the
+    rollouts, null for a single one) and `gradalign_error` (string, "" when scored). A problem whose rewards are all
+    equal, or whose gradient cancels to rounding noise, has no signal: its score is exactly 0.0, and it costs no
+    forward.
+
+    Raises: `DirectionError` for a validation set without signal or a direction that does not fit, `ModelError`,
+    `ColumnsError`, and `ScoreError` when a first batch of 8 rows or more fails entirely. Rows that cannot be scored
+    get nulls and a reason.
+
+    Source: GradAlign, arXiv 2602.21492. Differences from the paper: see the module.
+
+    Example:
+        >>> scorer = GradAlignScorer("Qwen/Qwen3-0.6B", validation=trusted)                   # doctest: +SKIP
+        >>> scored = dataset.map(scorer, batched=True, batch_size=16)                         # doctest: +SKIP
+    """
+
+    name = "GradAlign"
+    prefix = "gradalign"
+    algorithm_version = 1
+    kind = "validation gradient"
+    placing = (*DirectedScorer.placing, "validation", "direction")
+
+    def __init__(
+        self,
+        model: Any,
+        validation: Any = None,
+        direction: str | Path | None = None,
+        *,
+        parameters: str = "all",
+        statistic: str = "cosine",
+        revision: str | None = None,
+        tokenizer: Any = None,
+        prompt: str | None = None,
+        messages: str | None = None,
+        responses: str | None = None,
+        response_ids: str | None = None,
+        rewards: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._take(locals())
+        self.statistic = one_of(statistic, STATISTICS, "statistic")
+        if (validation is None) == (direction is None):
+            both = "both" if direction is not None else "neither"
+            raise DirectionError(
+                f"GradAlignScorer needs validation=dataset or direction=path, and got {both}: which way is up?"
+            )
+        self.validation = validation
+        if validation is not None:
+            check_pool(validation)
+        self._take_direction(direction)
+
+    @property
+    def columns(self) -> Features:
+        from datasets import Features, Value
+
+        return Features(
+            {
+                "gradalign_score": Value("float32"),
+                "gradalign_stderr": Value("float32"),
+                "gradalign_error": Value("string"),
+            }
+        )
+
+    @property
+    def column(self) -> str:
+        return "gradalign_score"
+
+    def settings(self) -> dict[str, Any]:
+        return {"statistic": self.statistic, **super().settings()}
+
+    def _which(self) -> dict[str, Any] | None:
+        if self.fitted is None and self._key is None:  # known beforehand: a second process finds the cached scores
+            self._key = self._fit_key(self.validation)
+        return super()._which()
+
+    def expect(self, dataset: Any) -> None:
+        """The direction is that of the validation set, whatever the pool."""
+
+    def call(self) -> str:
+        how = "validation=validation" if self.validation is not None else "direction=direction"
+        return super().call()[:-1] + f", {how})"
+
+    def prepare(self, dataset: Any = None) -> None:
+        """Computes the validation gradient, unless it is there."""
+        if self.fitted is None:
+            self.fit(self.validation)
+
+    def need_fit(self) -> Fitted:
+        self.prepare()
+        return super().need_fit()
+
+    def _mean(
+        self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any
+    ) -> tuple[Direction, dict[str, Any]]:
+        return mean_gradient(self, model, parameters, dataset)
+
+    def measure(self, group: Group, rank: int | None = None) -> dict[str, float] | None:
+        """All statistics of one problem and the standard error of its inner product; None where it has no signal.
+
+        What `statistics` gives, with the inner product over the whole gradient as "dot", and "cosine". Raises
+        RowError.
+        """
+        if not has_signal(group.rewards):
+            return None
+        found, norm = self.products(group, rank)
+        if found.cancels:
+            return None
+        assert found.per_rollout is not None
+        assert found.dot is not None
+        known = statistics(group.rewards, found.per_rollout)
+        return {**known, "dot": found.dot, "cosine": found.dot / (found.squared_norm**0.5 * norm)}
+
+    def score_group(self, group: Group, rank: int | None) -> dict[str, Any]:
+        known = self.measure(group, rank)
+        if known is None:
+            alone = len(group.rewards) < 2
+            return {
+                "gradalign_score": np.float32(0.0),
+                "gradalign_stderr": None if alone else np.float32(0.0),
+            }
+        if np.isnan(known[self.statistic]):
+            raise RowError(
+                "no spread", f"the {len(group.rewards)} rollouts agree entirely, and a t value needs their spread"
+            )
+        return {
+            "gradalign_score": np.float32(known[self.statistic]),
+            "gradalign_stderr": np.float32(known["stderr"]),
+        }
+
+    # -- pickles ------------------------------------------------------------------------------------------------------
+
+    def _fitted_argument(self) -> dict[str, Any]:
+        """The file's place is known before it is made."""
+        if self.fitted is not None:
+            return {"validation": None, "direction": self.fitted}
+        key = (self._which() or {})["fit"]
+        return {"validation": None, "direction": Fitted(cached(key, self._suffix()), key=key)}
