@@ -12,7 +12,7 @@ import random
 import tempfile
 
 from datasets import Dataset, load_dataset
-from sampling import load_demo_model, sampled_rows
+from sampling import load_demo_model, one_thread, sampled_rows
 
 from hf_curate import GradAlignScorer, LearnAlignScorer, load_curated, score, select
 from hf_curate.demo import MODEL, world
@@ -22,7 +22,7 @@ prompts = [problem.prompt for problem in world.draw_problems(64, random.Random(0
 pool = Dataset.from_list(sampled_rows(model, tokenizer, prompts[:48], 16, seed=0))
 trusted = Dataset.from_list(sampled_rows(model, tokenizer, prompts[48:], 32, seed=1))
 
-with tempfile.TemporaryDirectory() as folder:
+with one_thread(), tempfile.TemporaryDirectory() as folder:
     learnalign = LearnAlignScorer(MODEL, dtype="float32").fit(pool, out=f"{folder}/pool.safetensors")
     gradalign = GradAlignScorer(MODEL, validation=trusted, dtype="float32")
     gradalign.fit(trusted, out=f"{folder}/validation.safetensors")  # without it: at the first row, in the cache
@@ -35,4 +35,4 @@ with tempfile.TemporaryDirectory() as folder:
     print("also kept by other choices:", {name: found["shared"] for name, found in picked.baselines.items()})
     picked.save(f"{folder}/curated", "gradalign-25pct")
     print(load_dataset(f"{folder}/curated", "gradalign-25pct", split="train"))
-    print(load_curated(f"{folder}/curated", "gradalign-25pct").manifest["scorer"]["name"])
+    print(load_curated(f"{folder}/curated", "gradalign-25pct").manifest["selector"]["name"])

@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_curate.errors import CurateError
+from hf_curate.scoring import EITHER, SCORE_HELP, SCORERS_HELP, add_columns, add_options, fit_into, scorer_of
 
-SCORE_HELP = """\
-Score every row of a dataset with GRACE and keep the result in a folder.
-
-  hf-curate score openai/gsm8k@main:main/train --model Qwen/Qwen3-0.6B --out runs/gsm8k
-  hf-curate score traces.jsonl --model ./my-model --prompt question --completion solution --out runs/mine
-"""
 SELECT_HELP = """\
 Keep the best rows of a scored run under a budget, and write them as one config of a Hub dataset repo.
 
@@ -34,9 +29,10 @@ Push the configs of a saved folder to a dataset repo on the Hub, all in one comm
 INSPECT_HELP = """\
 Look before (or after) you leap: how the rows of a dataset are read, what a run holds, or what a saved config claims.
 
-  hf-curate inspect traces.jsonl --rows 3      prompt, steps and answer as a scorer will read them (no model needed)
-  hf-curate inspect runs/gsm8k                 scores and failures of a run
-  hf-curate inspect curated --config grace-20pct   the manifest, checked against the data
+  hf-curate inspect traces.jsonl --rows 3   prompt, steps and answer as a scorer will read them
+  hf-curate inspect rollouts.jsonl          prompt, responses and rewards, and whether they differ
+  hf-curate inspect runs/gsm8k              scores and failures of a run
+  hf-curate inspect curated --config grace-20pct    the manifest, checked against the data
 """
 DEMO_HELP = """\
 Score, select, save and load the small dataset that ships with hf_curate, with the small model that ships with it.
@@ -101,60 +97,15 @@ def _command(commands: Any, name: str, description: str, run: Any) -> argparse.A
     return parser
 
 
-def _add_columns(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "columns", "found by their usual names (prompt, question, solution, messages, ...) if left out"
-    )
-    for role, what in {
-        "prompt": "the problem",
-        "completion": "the reasoning trace with its answer",
-        "answer": "the final answer's text, to be found in the trace",
-        "steps": "a list of ready steps",
-        "messages": "a chat, whose last assistant message is the trace",
-    }.items():
-        group.add_argument(f"--{role}", metavar="COLUMN", help=what)
-    group.add_argument(
-        "--split-steps",
-        default="auto",
-        metavar="HOW",
-        help="auto, numbered, gsm8k, think, blank_lines, lines, sentences, or a regex of separators (default: auto)",
-    )
-
-
 def _add_score(commands: Any) -> None:
     parser = _command(commands, "score", SCORE_HELP, _score)
+    parser.epilog = SCORERS_HELP
     parser.add_argument(
         "source", metavar="SOURCE", help="org/name@revision:config/split, or a .jsonl, .json or .parquet file"
     )
-    parser.add_argument("--model", required=True, help="org/name, org/name@revision, or a folder with safetensors")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of other settings in --out")
-    _add_columns(parser)
-    method = parser.add_argument_group("method")
-    method.add_argument(
-        "--alpha", type=float, default=0.7, help="weight of the answer's alignment (default: %(default)s)"
-    )
-    method.add_argument(
-        "--history", type=_history, default="uniform", help="uniform, window:W or ema:BETA (default: uniform)"
-    )
-    method.add_argument("--target", default="answer", help="answer, steps+answer or suffix (default: %(default)s)")
-    method.add_argument(
-        "--proxy", default="representation", help="representation, outer, last or exact (default: %(default)s)"
-    )
-    method.add_argument(
-        "--keep-gram", action="store_true", help="store inner products, to change alpha and history later"
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    model.add_argument("--tokenizer", help="id or folder, if not the model's own")
-    model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's own)")
-    model.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
-    model.add_argument(
-        "--max-length", type=int, metavar="TOKENS", help="longer rows get no score (default: the model's context)"
-    )
-    model.add_argument(
-        "--batch-tokens", type=int, metavar="TOKENS", help="padded tokens per forward; changes no score"
-    )
+    add_options(parser)
 
 
 def _add_select(commands: Any) -> None:
@@ -196,17 +147,7 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument("--rows", type=int, default=3, help="rows of a source to show (default: %(default)s)")
     parser.add_argument("--config", metavar="NAME", help="config of a dataset repo folder")
     parser.add_argument("--split", help="split of the config")
-    _add_columns(parser)
-
-
-def _history(text: str) -> str | tuple[str, float]:
-    kind, colon, value = text.partition(":")
-    if not colon:
-        return text
-    try:
-        return (kind, int(value) if kind == "window" else float(value))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not uniform, window:W or ema:BETA") from None
+    add_columns(parser)
 
 
 def _quiet() -> None:
@@ -217,19 +158,21 @@ def _quiet() -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from hf_curate.runs.local import score
-    from hf_curate.scorers.grace import GraceScorer
+    from hf_curate.runs.local import failed_rows, score
     from hf_curate.sources import load_source
 
     _quiet()
-    names = "revision tokenizer prompt completion answer steps messages split_steps alpha history target proxy"
-    names += " dtype device max_length batch_tokens keep_gram"
-    scorer = GraceScorer(arguments.model, **{name: getattr(arguments, name) for name in names.split()})
+    scorer = scorer_of(arguments)
     dataset, source = load_source(arguments.source)
+    if arguments.save_direction is not None:
+        fit_into(scorer, dataset, arguments.save_direction)
     scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=source)
-    failed = sum(bool(reason) for reason in scored["grace_error"])
+    failed = sum(failed_rows(scored, scorer).values())
     print(f"{len(scored) - failed:,} of {len(scored):,} rows scored -> {arguments.out}")
-    print(f"next: hf-curate select {arguments.out} --budget 20% --out curated --config grace-20pct")
+    if scorer.record().get("zero_without_signal"):
+        silent = scored.with_format("arrow")[scorer.column].to_pylist().count(0.0)
+        print(f"{silent:,} rows without signal (score 0)")
+    print(f"next: hf-curate select {arguments.out} --budget 20% --out curated --config {arguments.scorer}-20pct")
 
 
 def _select(arguments: argparse.Namespace) -> None:
@@ -298,8 +241,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
     elif path.is_dir():
         text = inspect_config(path, arguments.config, arguments.split)
     else:
-        columns = {role: getattr(arguments, role) for role in ("prompt", "completion", "answer", "steps", "messages")}
-        text = inspect_source(arguments.target, arguments.rows, columns, arguments.split_steps)
+        columns = {role: getattr(arguments, role) for role in EITHER if role != "split_steps"}
+        text = inspect_source(arguments.target, arguments.rows, columns, arguments.split_steps or "auto")
     print(text)
 
 

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_curate.errors import ManifestError, RowError
 from hf_curate.hub.markdown import visible
 
+if TYPE_CHECKING:
+    from hf_curate.chat import Messages
+    from hf_curate.groups import GroupColumns
+    from hf_curate.rows import Columns
+
 WIDTH = 100
 LOOKED_AT = 1000
-UNREADABLE = "cannot be scored"
+RESPONSES = 3
+UNREADABLE, READABLE = "cannot be scored", "can be read"
+SIGNAL, NO_SIGNAL = "signal", "no signal: all rewards are equal"
 
 
-def inspect_source(source: str, rows: int, columns: dict[str, str | None], split: str) -> str:
-    """The first rows as a scorer reads them: prompt, steps, answer. Needs no model."""
+def inspect_source(source: str, rows: int, columns: Mapping[str, str | None], split: str) -> str:
+    """The first rows as a scorer reads them: prompt, steps and answer of a trace, or the rollouts. Needs no model.
+
+    columns: names of columns by role (`hf_curate.scorers.either.ROLES`); roles may be left out.
+    """
+    from hf_curate.groups import detect_group_columns
     from hf_curate.rows import detect_columns
+    from hf_curate.scorers.either import OF_ROLLOUTS, OF_TRACES, SHARED, holds_rollouts
     from hf_curate.sources import load_source
 
     dataset, name = load_source(source)
-    first = dataset[0] if len(dataset) else None
-    found = detect_columns(dataset.column_names, first, **columns)
+    first, names = (dataset[0] if len(dataset) else None), dataset.column_names
+    rolled = holds_rollouts(names, columns)
+    asked = {role: columns.get(role) for role in (*SHARED, *(OF_ROLLOUTS if rolled else OF_TRACES))}
+    found = detect_group_columns(names, first, **asked) if rolled else detect_columns(names, first, **asked)
     named = ", ".join(
         f"{role}={_short(value)}"
         for role, value in found.record().items()
@@ -32,30 +47,64 @@ def inspect_source(source: str, rows: int, columns: dict[str, str | None], split
     )
     parts = [f"{name}: {len(dataset):,} rows\ncolumns: {named} (by {found.level})"]
     looked = min(len(dataset), max(rows, LOOKED_AT))
-    texts = [_shown(index, dataset[index], found, split) for index in range(looked)]
-    parts += texts[: max(rows, 0)]
-    bad = [text for text in texts if UNREADABLE in text]
-    parts.append(f"of the first {looked:,} rows {looked - len(bad):,} can be read" + (f"; {bad[0]}" if bad else ""))
-    return "\n\n".join(parts)
+    shown = [_shown(index, dataset[index], found, split) for index in range(looked)]
+    parts += [text for text, _ in shown[: max(rows, 0)]]
+    bad = [text for text, state in shown if state == UNREADABLE]
+    end = f"of the first {looked:,} rows {looked - len(bad):,} can be read" + (f"; {bad[0]}" if bad else "")
+    if rolled:
+        signals = sum(state == SIGNAL for _, state in shown)
+        end += f"\n{signals:,} of them have a signal: rewards that differ"
+    return "\n\n".join([*parts, end])
 
 
-def _shown(index: int, row: dict[str, Any], columns: Any, split: str) -> str:
+def _shown(index: int, row: dict[str, Any], columns: Columns | GroupColumns, split: str) -> tuple[str, str]:
+    """The row in words, and its state: `UNREADABLE`, `READABLE`, and of rollouts `SIGNAL` or `NO_SIGNAL`."""
+    from hf_curate.rows import Columns
+
+    try:
+        if isinstance(columns, Columns):
+            return _shown_trace(index, row, columns, split), READABLE
+        return _shown_group(index, row, columns)
+    except RowError as error:
+        return f"row {index}: {UNREADABLE} ({visible(str(error))})", UNREADABLE
+
+
+def _shown_trace(index: int, row: dict[str, Any], columns: Columns, split: str) -> str:
     from hf_curate.rows import read_trace
     from hf_curate.steps import find_spans
 
-    try:
-        trace = read_trace(row, columns)
-        spans = find_spans(trace.completion, gold=trace.gold, steps=trace.steps, split=split)
-    except RowError as error:
-        return f"row {index}: {UNREADABLE} ({visible(str(error))})"
-    prompt = trace.prompt if isinstance(trace.prompt, str) else json.dumps(trace.prompt, ensure_ascii=False)
+    trace = read_trace(row, columns)
+    spans = find_spans(trace.completion, gold=trace.gold, steps=trace.steps, split=split)
     lines = [
         f"row {index}: {len(spans.steps)} steps by {spans.splitter}, answer by {spans.answer_by}",
-        f"  prompt   {_short(prompt)}",
+        f"  prompt   {_prompt(trace.prompt)}",
     ]
     lines += [f"  step {k:<3} {_short(trace.completion[a:b])}" for k, (a, b) in enumerate(spans.steps, start=1)]
     start, stop = spans.answer
     return "\n".join([*lines, f"  answer   {_short(trace.completion[start:stop])}"])
+
+
+def _shown_group(index: int, row: dict[str, Any], columns: GroupColumns) -> tuple[str, str]:
+    from hf_curate.groups import read_group
+
+    group = read_group(row, columns)
+    count, rewards = len(group.rewards), ", ".join(f"{reward:g}" for reward in group.rewards)
+    state = SIGNAL if group.rewards.max() > group.rewards.min() else NO_SIGNAL
+    texts = group.responses
+    if texts is None:
+        texts = [f"{len(ids):,} ids: {' '.join(map(str, ids[:WIDTH]))}" for ids in group.response_ids or ()]
+    lines = [
+        f"row {index}: {count:,} {'response' if count == 1 else 'responses'}, {state}",
+        f"  prompt      {_prompt(group.prompt)}",
+        f"  rewards     {_short(rewards)}",
+    ]
+    lines += [f"  response {k:<2} {_short(text)}" for k, text in enumerate(texts[:RESPONSES], start=1)]
+    lines += [f"  and {count - RESPONSES:,} more"] if count > RESPONSES else []
+    return "\n".join(lines), state
+
+
+def _prompt(prompt: str | Messages) -> str:
+    return _short(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False))
 
 
 def _short(text: str) -> str:
@@ -73,19 +122,39 @@ def inspect_run(folder: Path) -> str:
     failures: Counter[str] = Counter()
     for reason, count in failed_rows(run.dataset, run).items():
         failures[reason.partition(":")[0]] += count
-    model = record.get("model") or {}
     lines = [
-        f"{record['name']} with {model.get('id')}, {len(run.dataset):,} rows of "
-        f"{run.source or 'a source not recorded'}",
-        f"warm-up: {'yes' if model.get('warm_up') else 'none'}; identity {record['identity'][:12]}",
+        f"{record['name']}{_with_model(record)}, {len(run.dataset):,} rows of {run.source or 'a source not recorded'}",
+        f"{_warm_up(record)}identity {record['identity'][:12]}",
+        *_direction(record),
     ]
     values = np.asarray(run.dataset.with_format("numpy")[:][run.column], dtype=np.float64)
     values = values[np.isfinite(values)]
     if len(values):
         quantiles = ", ".join(f"{q:.0%} {np.quantile(values, q):.3f}" for q in (0.0, 0.05, 0.5, 0.95, 1.0))
         lines.append(f"{run.column}: {len(values):,} scored; {quantiles}")
+    if record.get("zero_without_signal") is True:
+        lines.append(f"without signal (score 0): {int((values == 0.0).sum()):,}")
     lines += [f"not scored: {count:,} x {kind}" for kind, count in failures.most_common()]
     return visible("\n".join(lines), keep="\n")
+
+
+def _with_model(record: Mapping[str, Any]) -> str:
+    model = record.get("model")
+    return f" with {model.get('id')}" if isinstance(model, Mapping) else ""
+
+
+def _warm_up(record: Mapping[str, Any]) -> str:
+    model = record.get("model")
+    return f"warm-up: {'yes' if model.get('warm_up') else 'none'}; " if isinstance(model, Mapping) else "no model; "
+
+
+def _direction(record: Mapping[str, Any]) -> list[str]:
+    """What the scores were compared with, where they were compared with a direction."""
+    direction = record.get("direction")
+    rows = direction.get("rows") if isinstance(direction, Mapping) else None
+    if not isinstance(direction, Mapping) or not isinstance(rows, Mapping):
+        return []
+    return [f"direction: {direction.get('kind')} of {rows.get('in')} problems, {rows.get('with_signal')} with signal"]
 
 
 def inspect_config(folder: Path, config_name: str | None, split: str | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from hf_curate.demo import MODEL, world
 
 sys.path.append(str(Path(__file__).parent / "oracles"))  # pytest does so only where that folder is collected
-import policy_reference as reference  # noqa: E402
+import policy_reference as reference
 
 Row = dict[str, Any]
 KINDS = (world.clean, world.propagated, world.wrong_answer)
@@ -93,6 +94,46 @@ def trusted() -> Dataset:
     return Dataset.from_list(rows)
 
 
+@contextmanager
+def forwards(scorer: Any) -> Iterator[list[int]]:
+    """A list that grows with every forward of the scorer's model."""
+    seen: list[int] = []
+    handle = scorer.load().decoder.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def by_row(columns: dict[str, list[Any]]) -> list[Row]:
+    """What a scorer returns for a batch, row by row."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class Sometimes(torch.nn.Module):
+    """Embeddings with a learned vector that only the character `*` is given."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.rare = torch.nn.Parameter(torch.full((inner.weight.shape[1],), 0.1))  # type: ignore[index,union-attr]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        times = tokenizer().convert_tokens_to_ids("*")
+        return self.inner(ids) + (ids == times).unsqueeze(-1) * self.rare
+
+
+def with_a_rare_parameter() -> tuple[PreTrainedModel, list[Row], list[Row]]:
+    """A model with a parameter that some problems never reach; three problems that do, two that do not."""
+    model = policy(tie_word_embeddings=False)
+    inner = model.get_input_embeddings()
+    model.model.embed_tokens = Sometimes(inner)
+    model.get_input_embeddings = lambda: inner  # type: ignore[method-assign]
+    rows = solved(30, seed=4)
+    reached = [row for row in rows if "*" in row["prompt"]]
+    return model, reached[:3], [row for row in rows if "*" not in row["prompt"]][:2]
+
+
 # -- explicit gradients -----------------------------------------------------------------------------------------------
 
 
@@ -101,7 +142,10 @@ def rollout_vectors(scorer: Any, rows: Sequence[Row], which: str, model: Any = N
     model = scorer.load().model if model is None else model
     names = reference.names_of(model, which)
     return [
-        [reference.flat(reference.rollout_gradient(model, rollout), names) for rollout in scorer.reader.read(row).rollouts]
+        [
+            reference.flat(reference.rollout_gradient(model, rollout), names)
+            for rollout in scorer.reader.read(row).rollouts
+        ]
         for row in rows
     ]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import io
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,9 @@ import pytest
 from datasets import load_dataset
 
 import hf_curate.demo
-from hf_curate import cli, load_curated
+from hf_curate import AccuracyGreedyScorer, GradAlignScorer, cli, load_curated
+from hf_curate.demo import world
+from hf_curate.scoring import KINDS, OPTIONS
 
 GOLDEN = Path(__file__).parent / "goldens" / "cli_help.txt"
 COMMANDS = ("", "score", "select", "push", "inspect", "demo")
@@ -43,6 +49,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(place: Path) -> subprocess.CompletedProcess[str]:
     model = ["--model", hf_curate.demo.MODEL, "--dtype", "float32"]
     return run("score", place / "traces.jsonl", *model, "--out", place / "run")
+
+
+def write_rollouts(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Problems with four responses each, of which 0 to 4 are right in turn; the last row's rewards are cut short."""
+    rng, rows = random.Random(seed), []
+    for number, problem in enumerate(world.draw_problems(count, rng, "held_out")):
+        right = number % 5
+        texts = [world.clean(problem)] * right + [world.propagated(problem, rng) for _ in range(4 - right)]
+        rows.append({"prompt": problem.prompt, "responses": texts, "rewards": [1.0] * right + [0.0] * (4 - right)})
+    rows[-1]["rewards"] = rows[-1]["rewards"][:3]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pool of 13 problems and 6 trusted ones."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    write_rollouts(folder / "pool.jsonl", 13, seed=0)
+    write_rollouts(folder / "trusted.jsonl", 6, seed=1)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +141,206 @@ def test_inspect_shows_a_source_and_a_run(
     assert "38 scored" in capsys.readouterr().out
 
 
+# -- rows with rollouts -----------------------------------------------------------------------------------------------
+
+
+POLICY = ["--model", str(hf_curate.demo.MODEL), "--dtype", "float32"]
+
+
+def main_says(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[str]:
+    """The lines that a command prints; it must succeed."""
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out.splitlines()
+
+
+def test_gradalign_from_scores_to_a_saved_config(
+    rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, trusted, out = rollouts / "pool.jsonl", rollouts / "trusted.jsonl", tmp_path / "run"
+    options = ["--scorer", "gradalign", "--validation", trusted, *POLICY]
+    said = main_says(capsys, "score", pool, *options, "--out", out)
+    assert said[0] == f"12 of 13 rows scored -> {out}"
+    assert said[1] == "5 rows without signal (score 0)"  # rows 0, 4, 5, 9 and 10
+    assert said[2] == f"next: hf-curate select {out} --budget 20% --out curated --config gradalign-20pct"
+    scores = load_dataset("parquet", data_files=str(out / "scored.parquet"), split="train")["gradalign_score"]
+    assert [k for k, value in enumerate(scores) if value == 0.0] == [0, 4, 5, 9, 10]
+    validation = load_dataset("json", data_files=str(trusted), split="train")
+    wanted = GradAlignScorer(hf_curate.demo.MODEL, validation=validation, dtype="float32")
+    rows = load_dataset("json", data_files=str(pool), split="train").map(wanted, batched=True)
+    assert rows["gradalign_score"] == scores
+
+    shown = "\n".join(main_says(capsys, "inspect", out))
+    assert shown.startswith("GradAlign with arithmetic-0.8m, 13 rows of local file pool.jsonl\n")
+    assert "direction: validation gradient of 6 problems, 3 with signal" in shown
+    assert "gradalign_score: 12 scored" in shown
+    assert "without signal (score 0): 5" in shown
+    assert "not scored: 1 x rewards and responses differ" in shown
+
+    curated = tmp_path / "curated"
+    said = main_says(capsys, "select", out, "--budget", "20%", "--out", curated, "--config", "gradalign-20pct")
+    assert said[0] == f"Selection(3 of 13 rows by GradAlign, budget 20%) -> {curated}"
+    assert load_curated(curated, "gradalign-20pct").problems == []
+    assert "data and manifest agree" in main_says(capsys, "inspect", curated)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "more"),
+    [
+        ("learnalign", ["--parameters", "mlp.down_proj"]),
+        ("learnalign", ["--projection-dim", "64", "--seed", "3", "--parameters", "mlp.down_proj"]),
+        ("align", ["--parameters", "mlp.down_proj"]),
+    ],
+    ids=["exact", "projected", "align"],
+)
+def test_a_pool_is_fitted_on_itself_and_its_direction_can_be_kept(
+    rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scorer: str, more: list[str]
+) -> None:
+    options = ["score", rollouts / "pool.jsonl", "--scorer", scorer, *POLICY, *more]
+    kept = tmp_path / "kept.safetensors"
+    said = main_says(capsys, *options, "--out", tmp_path / "one", "--save-direction", kept)
+    assert said[:2] == [f"12 of 13 rows scored -> {tmp_path / 'one'}", "5 rows without signal (score 0)"]
+    assert said[2].endswith(f"--config {scorer}-20pct")
+    main_says(capsys, *options, "--out", tmp_path / "two")
+    main_says(capsys, *options, "--out", tmp_path / "three", "--direction", kept)
+    columns = [
+        load_dataset("parquet", data_files=str(tmp_path / name / "scored.parquet"), split="train")[f"{scorer}_score"]
+        for name in ("one", "two", "three")
+    ]
+    assert columns[0] == columns[1] == columns[2]
+    assert sum(value not in (None, 0.0) for value in columns[0]) == 7
+    assert f"{scorer}_score: 12 scored" in "\n".join(main_says(capsys, "inspect", tmp_path / "one"))
+
+
+def test_a_baseline_without_a_model_needs_none(
+    rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, out = rollouts / "pool.jsonl", tmp_path / "run"
+    said = main_says(capsys, "score", pool, "--scorer", "accuracy-greedy", "--correct-above", "0.9", "--out", out)
+    assert said == [
+        f"13 of 13 rows scored -> {out}",
+        f"next: hf-curate select {out} --budget 20% --out curated --config accuracy-greedy-20pct",
+    ]
+    record = json.loads((out / "run.json").read_text("utf-8"))["scorer"]
+    assert record["identity"] == AccuracyGreedyScorer(correct_above=0.9).identity
+    shown = main_says(capsys, "inspect", out)
+    assert shown[0] == "Accuracy greedy, 13 rows of local file pool.jsonl"
+    assert shown[1] == f"no model; identity {record['identity'][:12]}"
+    said = main_says(capsys, "select", out, "--budget", "3", "--out", tmp_path / "c", "--config", "greedy")
+    assert load_curated(tmp_path / "c", "greedy").dataset["source_row"] == [2, 7, 12]  # 2 of 4, 2 of 4, 2 of 3
+
+
+@pytest.mark.parametrize(
+    ("scorer", "more"),
+    [
+        ("pass-rate-band", ["--low", "0.3", "--high", "0.7"]),
+        ("random", ["--seed", "5"]),
+        ("longest", POLICY[:2]),
+        ("most-steps", [*POLICY[:2], "--split-steps", "lines"]),
+        ("lowest-loss", POLICY),
+        ("highest-loss", [*POLICY, "--batch-tokens", "64"]),
+    ],
+)
+def test_every_baseline_can_be_scored_with_and_inspected(
+    rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scorer: str, more: list[str]
+) -> None:
+    out = tmp_path / "run"
+    said = main_says(capsys, "score", rollouts / "pool.jsonl", "--scorer", scorer, *more, "--out", out)
+    count = 13 if scorer in ("pass-rate-band", "random") else 12
+    assert len(said) == 2
+    assert said[0] == f"{count} of 13 rows scored -> {out}"
+    assert said[1] == f"next: hf-curate select {out} --budget 20% --out curated --config {scorer}-20pct"
+    assert f": {count} scored; 0%" in "\n".join(main_says(capsys, "inspect", out))
+
+
+def test_inspect_shows_rollouts_and_whether_they_have_a_signal(
+    rollouts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "\n".join(main_says(capsys, "inspect", rollouts / "pool.jsonl", "--rows", "2"))
+    assert "columns: prompt=prompt, responses=responses, rewards=rewards (by prompt)" in said
+    assert "row 0: 4 responses, no signal: all rewards are equal" in said
+    assert "row 1: 4 responses, signal\n" in said
+    assert "  rewards     1, 0, 0, 0\n" in said
+    assert "of the first 13 rows 12 can be read; row 12: cannot be scored (rewards and responses differ" in said
+    assert said.endswith("\n7 of them have a signal: rewards that differ")
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(rollouts / "pool.jsonl"), "--alpha", "1"])
+
+
+def test_every_option_reaches_a_scorer_that_takes_it() -> None:
+    for kind in KINDS.values():
+        scorer = getattr(import_module(f"hf_curate.scorers.{kind.module}"), kind.name)
+        takes = set(inspect.signature(scorer.__init__).parameters)
+        assert set(kind.options) - {"save_direction"} <= takes
+        assert set(kind.fixed) <= takes
+        left = takes - set(kind.options) - set(kind.fixed) - {"self", "model_kwargs"}
+        assert not left, f"{kind.name}: no option for {left}"
+    known = {action.dest: action.default for action in commands()["score"]._actions}
+    assert set(OPTIONS) == set(known) - {"help", "source", "out", "overwrite", "scorer"}
+    assert all(known[option] is None for option in OPTIONS)
+
+
+GRAD = ["score", "POOL", "--scorer", "gradalign", *POLICY, "--out", "x"]
+LEARN = ["score", "POOL", "--scorer", "learnalign", *POLICY, "--out", "x"]
+GREEDY = ["score", "POOL", "--scorer", "accuracy-greedy", "--out", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            [*GRAD, "--validation", "POOL", "--alpha", "0.5"],
+            "--scorer is gradalign. --alpha belongs to grace: drop it, or choose --scorer grace.",
+        ),
+        (
+            [*GREEDY, "--statistic", "t", "--low", "0.1"],
+            "drop it, or choose --scorer gradalign. --low belongs to pass-rate-band: drop it, or choose",
+        ),
+        ([*GREEDY, "--model", "m"], "--model belongs to grace, learnalign, gradalign, align, longest, most-steps, "),
+        ([*GREEDY, "--keep-gram"], "--keep-gram belongs to grace"),
+        (["score", "POOL", "--model", "m", "--out", "x", "--rewards", "r"], "--scorer is grace. --rewards belongs to"),
+        (["score", "POOL", "--model", "m", "--out", "x", "--seed", "0"], "--seed belongs to learnalign, random: drop"),
+        (["score", "POOL", "--scorer", "longest", *POLICY, "--out", "x"], "--dtype belongs to grace, learnalign,"),
+        (["score", "POOL", "--out", "x"], "--scorer grace reads rows with a model: --model org/name"),
+        (["score", "POOL", "--scorer", "longest", "--out", "x"], "--scorer longest reads rows with a model"),
+        (GRAD, "--scorer gradalign needs --validation SOURCE or --direction FILE, and neither was given"),
+        ([*GRAD, "--validation", "POOL", "--direction", "f"], "and both were given"),
+        ([*GRAD, "--validation", "no.jsonl"], "there is no file 'no.jsonl'"),
+        ([*GRAD, "--direction", "f", "--save-direction", "g"], "nothing for --save-direction"),
+        ([*GRAD, "--direction", "no.safetensors"], "no.safetensors"),
+        ([*GRAD, "--validation", "POOL", "--statistic", "z"], "statistic='z' is not one of"),
+        ([*LEARN, "--seed", "1"], "--seed is that of the projection: give --projection-dim with it"),
+        ([*LEARN, "--projection-dim", "0"], "projection_dim=0"),
+        ([*GREEDY, "--rewards", "reward"], "Did you mean rewards='rewards'?"),
+        (["score", "POOL", "--scorer", "random", "--seed", "-1", "--out", "x"], "seed=-1"),
+        (
+            ["inspect", "POOL", "--rewards", "rewards", "--completion", "responses"],
+            "would be rollouts and completion=",
+        ),
+    ],
+    ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
+)
+def test_an_option_of_another_scorer_or_one_that_lacks_is_an_error(
+    rollouts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pool = str(rollouts / "pool.jsonl")
+    assert cli.main([pool if argument == "POOL" else argument for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert words in next(line for line in err.splitlines() if line.startswith("hf-curate: error: "))
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- errors and help --------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -173,6 +400,7 @@ def test_an_error_is_one_message_on_stderr_and_exit_code_2(
         ["select", "x"],
         ["score", "x", "--model", "m", "--out", "o", "--history", "window:x"],
         ["score", "x", "--model", "m", "--out", "o", "--alpha", "x"],
+        ["score", "x", "--model", "m", "--out", "o", "--scorer", "gradalgin"],
     ],
 )
 def test_wrong_usage_is_argparse_s_exit_2_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +408,13 @@ def test_wrong_usage_is_argparse_s_exit_2_with_usage(arguments: list[str], capsy
         cli.main(arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("usage: hf-curate")
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    choices = cli._parser()._actions[-1].choices
+    assert choices is not None
+    return dict(choices)  # type: ignore[call-overload]
 
 
 def help_text() -> str:
@@ -201,11 +436,8 @@ def test_the_help_is_the_pinned_one() -> None:
 
 
 def test_every_option_of_the_command_line_is_explained() -> None:
-    parser = cli._parser()
-    commands = next(action for action in parser._actions if action.dest == "help").container._actions[-1].choices
-    assert commands is not None
-    assert {name for name in COMMANDS if name} == set(commands)
-    for name, command in dict(commands).items():  # type: ignore[call-overload]
+    assert {name for name in COMMANDS if name} == set(commands())
+    for name, command in commands().items():
         assert all(action.help for action in command._actions), name
 
 

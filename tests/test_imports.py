@@ -39,8 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "hub.markdown"},
     "hub": {"errors", "hub", "report", "selection"},
     "runs": {"errors", "sources", "scorers", "scored", "comparisons", "runs"},
-    "inspect": {"errors", "rows", "steps", "sources", "runs", "hub"},
+    "inspect": {"errors", "rows", "groups", "steps", "sources", "runs", "hub", "scorers.either"},
     "demo": {"errors", "demo", "runs", "scorers", "selection", "gradients", "sources", "hub"},
+    "scoring": {"errors", "sources", "scorers"},
     "cli": {"*"},
 }
 FORBIDDEN_PACKAGES = {

@@ -80,6 +80,55 @@ def test_chats_are_shown_and_hostile_column_names_are_not_obeyed(tmp_path: Path)
     assert is_safe(inspect_source(str(tmp_path / "y.parquet"), 1, named, "auto"))
 
 
+ROLLED = [
+    {"prompt": "2+3?", "responses": ["5", "\x1b[31m6\u202e", "x" * 500, "7", "8"], "rewards": [1, 0, 0, 0, 0.25]},
+    {"prompt": "1+1?", "responses": ["2"], "rewards": [1.0]},
+    {"prompt": "cannot be scored", "responses": ["a", "b"], "rewards": [-1.0, -1.0]},
+    {"prompt": "none", "responses": [], "rewards": []},
+]
+
+
+def test_rollouts_are_shown_shortened_with_their_rewards_and_their_signal(tmp_path: Path) -> None:
+    path = tmp_path / "rolled.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROLLED), "utf-8")
+    text = inspect_source(str(path), 9, {}, "auto")
+    assert text.startswith("local file rolled.jsonl: 4 rows\ncolumns: prompt=prompt, responses=responses, rewards=")
+    assert "row 0: 5 responses, signal\n  prompt      2+3?\n  rewards     1, 0, 0, 0, 0.25\n" in text
+    assert "  response 1  5\n  response 2   [31m6 \n  response 3  xxx" in text
+    assert "\n  and 2 more\n" in text
+    assert "row 1: 1 response, no signal: all rewards are equal\n" in text
+    assert "row 3: cannot be scored (no rollouts" in text
+    assert "of the first 4 rows 3 can be read; row 3: cannot be scored (no rollouts" in text
+    assert text.endswith("\n1 of them have a signal: rewards that differ")
+    assert max(map(len, text.splitlines())) < 200
+    assert is_safe(text)
+
+
+def test_sampled_ids_and_chats_are_shown_too(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "2+3?"}]
+    row = {"messages": chat, "response_ids": [[5, 6, 7], [8]], "rewards": [0.0, 1.0]}
+    Dataset.from_list([row]).to_parquet(tmp_path / "ids.parquet")
+    text = inspect_source(str(tmp_path / "ids.parquet"), 1, {}, "auto")
+    assert '  prompt      [{"role": "user", "content": "2+3?"}]\n' in text
+    assert "  response 1  3 ids: 5 6 7\n  response 2  1 ids: 8\n" in text
+
+
+def test_a_row_that_speaks_of_failure_does_not_count_as_one(tmp_path: Path) -> None:
+    row = {"prompt": "it cannot be scored", "completion": "it cannot be scored\nreally\n#### 5"}
+    Dataset.from_list([row]).to_parquet(tmp_path / "x.parquet")
+    assert inspect_source(str(tmp_path / "x.parquet"), 1, {}, "auto").endswith("of the first 1 rows 1 can be read")
+
+
+def test_columns_named_for_a_trace_or_for_rollouts_decide_how_rows_are_read(tmp_path: Path) -> None:
+    row = {"prompt": "2+3?", "completion": "2+3=5\nso\n#### 5", "responses": ["5", "6"], "rewards": [1.0, 0.0]}
+    Dataset.from_list([row]).to_parquet(tmp_path / "x.parquet")
+    source = str(tmp_path / "x.parquet")
+    assert "2 responses, signal" in inspect_source(source, 1, {}, "auto")
+    assert "2 steps by gsm8k" in inspect_source(source, 1, {"completion": "completion"}, "auto")
+    with pytest.raises(ColumnsError, match="would be rollouts"):
+        inspect_source(source, 1, {"completion": "completion", "rewards": "rewards"}, "auto")
+
+
 def test_a_run_is_summed_up(run: Path) -> None:
     text = inspect_run(run)
     assert text.splitlines()[0] == "GRACE with tiny/model, 100 rows of local file rows.jsonl"

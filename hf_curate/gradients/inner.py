@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -113,23 +113,30 @@ def policy_products(
     if not active:
         return _nothing(direction, len(rollouts))
     sums = _Sums(direction)
-    how = None if direction is None else route(model, parameters, direction)
+    how = None if direction is None else route(model, parameters)
     tangents = _tangents(model, parameters, direction, len(active), how)
-    signals = policy_gradient(
-        model, chosen, weights, parameters, sums.take, tangents=tangents, batch_tokens=batch_tokens
-    )
+    try:
+        signals = policy_gradient(
+            model, chosen, weights, parameters, sums.take, tangents=tangents, batch_tokens=batch_tokens
+        )
+    except NotSeparableError as error:  # before anything was summed
+        return _again_apart(error, model, rollouts, advantages, parameters, direction, batch_tokens)
     if _cancels(signals.pooled, weights, model.head.weight.dtype):
         return _nothing(direction, len(rollouts))
     dot, squared_norm = sums.dot, sums.squared_norm
     if not math.isfinite(squared_norm) or not math.isfinite(dot):
         raise RowError("not finite", "the gradient of this problem overflows")
-    if squared_norm == 0.0:  # none of the parameters is reached
-        return _nothing(direction, len(rollouts))
     if direction is None:
         return Products(None, squared_norm, None, False)
     found = np.full(len(merged.rollouts), np.nan)
     if tangents is not None:
         found[active] = (tangents.products + signals.products).numpy()
+        sizes = (tangents.sizes + signals.products.abs()).numpy()
+        wide = AGREE[model.head.weight.dtype] * float(np.abs(weights) @ sizes)
+        missed = float(np.dot(weights, found[active])) - dot
+        if not abs(missed) <= wide:
+            error = NotSeparableError(f"the rollouts' products sum to {missed:.2e} more than the whole gradient's")
+            return _again_apart(error, model, rollouts, advantages, parameters, direction, batch_tokens)
     rest = merged.idle() if tangents is not None else list(range(len(merged.rollouts)))
     if rest:
         others = [merged.rollouts[index] for index in rest]
@@ -137,6 +144,21 @@ def policy_products(
     if not np.isfinite(found).all():
         raise RowError("not finite", "the gradient of a rollout overflows")
     return Products(dot, squared_norm, found[merged.of], False)
+
+
+def _again_apart(
+    error: NotSeparableError,
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    advantages: Sequence[float],
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor] | None,
+    batch_tokens: int,
+) -> Products:
+    """This problem, and all that follow, with one backward for each rollout."""
+    logger.info("one backward for each rollout from here on: %s", error)
+    _ROUTES.setdefault(model.decoder, {})[frozenset(parameters)] = "apart"
+    return policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=batch_tokens)
 
 
 def streamed(
@@ -204,22 +226,44 @@ def rollout_products(
 _ROUTES: WeakKeyDictionary[nn.Module, dict[frozenset[str], str]] = WeakKeyDictionary()
 
 
-def route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> str:
+def route(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> str:
     """How the rollouts' products are taken: "together", "positions" (together, with position ids for each row), or
-    "apart" (one backward for each). Found once for a model and parameter set, by comparing on a few tokens."""
+    "apart" (one backward for each). Found once for a model and parameter set, by comparing on a few tokens and along a
+    random direction."""
     known = _ROUTES.setdefault(model.decoder, {})
     key = frozenset(parameters)
     if key not in known:
-        known[key] = _find_route(model, parameters, direction)
+        known[key] = _find_route(model, parameters)
     return known[key]
 
 
-def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> str:
+class _Drawn(Mapping[str, Tensor]):
+    """A random direction of which one tensor is there at a time."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._places = {name: place for place, name in enumerate(parameters)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        parameter = self._parameters[name]
+        generator = torch.Generator().manual_seed(self._places[name])
+        wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        return torch.randn(parameter.shape, generator=generator, dtype=wide).to(parameter.device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
+def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> str:
     known = min(model.head.vocabulary, 64)
     probe = [
         Rollout([(7 * i + 3) % known for i in range(5)], 2),
         Rollout([(5 * i + 1) % known for i in range(7)], 3),
     ]
+    direction = _Drawn(parameters)
     try:
         apart = rollout_products(model, probe, parameters, direction, "apart")
     except RowError:
@@ -229,15 +273,7 @@ def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], di
         assert tangents is not None
         try:
             signals = policy_gradient(model, probe, [0.5, -0.25], parameters, lambda *_: None, tangents=tangents)
-        except (
-            NotSeparableError,
-            RuntimeError,
-            NotImplementedError,
-            TypeError,
-            IndexError,
-            KeyError,
-            RowError,
-        ) as error:
+        except (NotSeparableError, RuntimeError, TypeError, IndexError, KeyError, RowError) as error:
             # whatever a model's own modules raise when they are run by themselves with other tensors
             logger.debug("rollouts %s: %s", how, error)
             continue

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -158,9 +158,10 @@ def _aliases(
                 continue
             leaf = leaves.get(id(parameter))
             if leaf is None:
-                leaf = leaves[id(parameter)] = parameter.detach()
+                # a Parameter, since some adapters take the weights that they change out of their module and back
+                leaf = leaves[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=chosen is not None)
                 if chosen is not None:
-                    by_name[chosen] = leaf.requires_grad_()
+                    by_name[chosen] = leaf
                     handles.append(leaf.register_post_accumulate_grad_hook(hook(chosen)))
             aliases[local] = leaf
         yield aliases, by_name
@@ -181,14 +182,9 @@ def _hidden(
     inputs: dict[str, object] = {"input_ids": ids, "use_cache": False}
     if tangents is not None and tangents.positions:  # one row of positions for all could not be told apart
         inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    with tangents.during(piece, scales) if tangents is not None else _nothing():
+    with tangents.during(piece, scales, ids.shape[1]) if tangents is not None else nullcontext():
         out = functional_call(model.decoder, dict(aliases), (), inputs, tie_weights=False)
     return out.last_hidden_state.to(model.head.weight.device)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _head(

@@ -71,13 +71,14 @@ class Tangents:
         return total
 
     @contextmanager
-    def during(self, piece: Sequence[int], scales: Sequence[float]) -> Iterator[None]:
-        """Around one forward over the rollouts `piece`, whose losses will be weighted with `scales`."""
+    def during(self, piece: Sequence[int], scales: Sequence[float], tokens: int) -> Iterator[None]:
+        """Around one forward over the rollouts `piece`, padded to so many tokens, whose losses will be weighted with
+        `scales`."""
         called: dict[nn.Module, int] = dict.fromkeys(self._owners, 0)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             called[module] += 1
-            return self._watch(module, args, kwargs, output, list(piece), list(scales))
+            return self._watch(module, args, kwargs, output, list(piece), list(scales), tokens)
 
         handles = [module.register_forward_hook(hook, with_kwargs=True) for module in self._owners]
         try:
@@ -105,6 +106,7 @@ class Tangents:
         output: Any,
         piece: list[int],
         scales: list[float],
+        tokens: int,
     ) -> Any:
         outputs = list(output) if isinstance(output, (tuple, list)) else [output]
         live = [index for index, item in enumerate(outputs) if isinstance(item, Tensor) and item.requires_grad]
@@ -118,7 +120,7 @@ class Tangents:
             # gradient alone
             item = outputs[index] if len(live) == 1 else outputs[index].view_as(outputs[index])
             outputs[index] = item
-            if item.dim() == 0 or item.shape[0] % rows or (rows > 1 and item.shape[0] == 1):
+            if item.dim() == 0 or item.shape[0] not in (rows, rows * tokens):
                 raise NotSeparableError(f"{type(module).__name__} gives one output for all rows: {tuple(item.shape)}")
 
             def contract(upstream: Tensor, index: int = index) -> None:

@@ -182,6 +182,18 @@ class GradAlignScorer(DirectedScorer):
         how = "validation=validation" if self.validation is not None else "direction=direction"
         return super().call()[:-1] + f", {how})"
 
+    def fit(self, dataset: Any, out: str | Path | None = None) -> GradAlignScorer:
+        with self.reader.aside():
+            return super().fit(dataset, out)
+
+    def direction_record(self) -> dict[str, Any] | None:
+        """Of the validation gradient, also where an earlier process made it."""
+        from hf_curate.gradients.directions import read_record
+
+        if self.fitted is None and (path := self._fitted_argument()["direction"].path).is_file():
+            return read_record(path)
+        return super().direction_record()
+
     def prepare(self, dataset: Any = None) -> None:
         """Computes the validation gradient, unless it is there."""
         if self.fitted is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,7 @@ class GroupReader(Reader[GroupColumns]):
                 responses = [self._ended(text, item, number) for number, item in enumerate(group.responses or (), 1)]
             for number, ids in enumerate(responses, 1):
                 self._check_length(len(prompt) + len(ids), number)
+            _check_mean(group.rewards)
         except RowError as error:
             return error
         return Group([Rollout(prompt + ids, len(prompt)) for ids in responses], group.rewards)
@@ -137,3 +139,9 @@ class GroupReader(Reader[GroupColumns]):
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         # `verbose=False`: a text over the model's limit is our error, not a warning of the tokenizer
         return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _check_mean(rewards: np.ndarray) -> None:
+    largest = float(np.abs(rewards).max())
+    if largest > sys.float_info.max / 2 / len(rewards):
+        raise RowError("reward not finite", f"the mean of {len(rewards):,} rewards of up to {largest:g} overflows")

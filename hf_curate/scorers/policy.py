@@ -127,6 +127,7 @@ class DirectedScorer(PolicyScorer):
         self.fitted: Fitted | None = None
         self._key: str | None = None  # of the fit to come
         self._at_hand: tuple[LanguageModel, dict[str, torch.Tensor], float] | None = None
+        self._version: int | None = None  # of the model's weights when the direction was checked
         self._record: dict[str, Any] | None = None
 
     def _take_direction(self, direction: Any) -> None:
@@ -272,15 +273,17 @@ class DirectedScorer(PolicyScorer):
     # -- using it -----------------------------------------------------------------------------------------------------
 
     def direction(self, model: LanguageModel) -> tuple[dict[str, torch.Tensor], float]:
-        """The direction beside the model's parameters, and its norm; read and checked once."""
-        if self._at_hand is None or self._at_hand[0] is not model:
+        """The direction beside the model's parameters, and its norm; read and checked once, and again when a live
+        model was trained since."""
+        version = _version(model.model)
+        if self._at_hand is None or self._at_hand[0] is not model or self._version != version:
             tensors = self._read(model)
             from hf_curate.gradients.inner import inner
 
             norm = sum(inner(tensor, tensor) for tensor in tensors.values()) ** 0.5
             if norm == 0.0:
                 raise DirectionError("the direction is zero everywhere: nothing can point along it.")
-            self._at_hand = (model, tensors, norm)
+            self._at_hand, self._version = (model, tensors, norm), version
         return self._at_hand[1:]
 
     def _read(self, model: LanguageModel) -> dict[str, torch.Tensor]:
@@ -345,6 +348,11 @@ class DirectedScorer(PolicyScorer):
 
     def _fitted_argument(self) -> dict[str, Any]:
         return {"direction": self.fitted}
+
+
+def _version(model: nn.Module) -> int:
+    """Grows with every change of the weights in place, as optimizers and `load_state_dict` make them."""
+    return sum(p._version for p in model.parameters() if not p.is_inference())
 
 
 def check_pool(dataset: Any) -> None:

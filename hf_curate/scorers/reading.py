@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from hf_curate.errors import CurateError, ModelError
@@ -68,6 +69,15 @@ class Reader(ABC, Generic[Found]):
             self._found[key] = self._detect(names, first_row)
         self._latest = self._found[key]
         return self._latest
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around rows of another dataset, whose columns are not those that the record speaks of."""
+        latest = self._latest
+        try:
+            yield
+        finally:
+            self._latest = latest
 
     def settings(self) -> dict[str, Any]:
         return {

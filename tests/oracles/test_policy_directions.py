@@ -27,6 +27,7 @@ from hf_curate.gradients.inner import policy_products
 from hf_curate.gradients.parameters import parameters_of
 from hf_curate.gradients.policy import policy_gradient
 from hf_curate.gradients.project import Projection
+from hf_curate.scorers.align import AlignScorer
 from hf_curate.scorers.gradalign import GradAlignScorer
 from hf_curate.scorers.learnalign import LearnAlignScorer
 
@@ -179,11 +180,14 @@ def test_learnalign_scores_are_the_row_means_of_the_whole_matrix(
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_the_cosine_to_the_gradient_of_the_pool_itself_is_align(name: str) -> None:
+def test_the_cosine_to_the_gradient_of_the_pool_itself_is_align(name: str, tmp_path: Path) -> None:
     names = reference.names_of(build(name), "all")
     wanted = reference.align(policy_gradients(name, False, names))
     found = scores(GradAlignScorer(**arguments(name, torch.float64), validation=rows_of(POOL)))
     assert near(found["gradalign_score"], wanted, COLUMN)
+    scorer = AlignScorer(**arguments(name, torch.float64), parameters="all")
+    found = scores(scorer.fit(rows_of(POOL), out=tmp_path / "pool.safetensors"))
+    assert near(found["align_score"], wanted, COLUMN)
 
 
 # -- a direction as a file -----------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ from tolerances import POLICY_MEMORY_SLACK
 pytestmark = reads_proc
 
 MODEL = """
+import numpy as np
 import transformers
+from datasets import Dataset
 from hf_curate.batches import Rollout
-from hf_curate.gradients.directions import Direction
 from hf_curate.gradients.inner import policy_products
 from hf_curate.gradients.parameters import parameters_of
-from hf_curate.gradients.policy import policy_gradient
 from hf_curate.models import prepared
+from hf_curate.scorers.gradalign import mean_gradient
+from hf_curate.scorers.groups import Group
 
 class Tokenizer:
     def __len__(self):
@@ -50,11 +52,26 @@ def of_pieces():
     found = policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=8)
     assert found.squared_norm > 0 and len(found.per_rollout) == 3
 
+class Scorer:
+    # two problems of the same rollouts
+    kind = "mean"
+
+    @property
+    def reader(self):
+        return self
+
+    def token_limit(self, model):
+        return 8192
+
+    def reads(self, names):
+        return names
+
+    def read(self, row):
+        return Group(rollouts, np.array([1.0, 0.5, 0.0]))
+
 def of_mean():
-    mean = Direction.zeros(parameters)
-    for share in (0.5, 0.5):
-        policy_gradient(model, rollouts, advantages, parameters, mean.adder(share))
-    assert mean.norm > 0
+    mean, counts = mean_gradient(Scorer(), model, parameters, Dataset.from_dict({"row": [0, 1]}))
+    assert mean.norm > 0 and counts["with_signal"] == 2
 
 def of_plain_autograd():
     logits = live(input_ids=torch.tensor([rollouts[0].input_ids]), use_cache=False).logits

@@ -183,16 +183,17 @@ def test_products_equal_those_of_explicit_gradients(name: str, which: str, dtype
     parameters = parameters_of(model.model, which)
     names = reference.names_of(build(name), which)
     assert list(parameters) == names
-    for chosen, group in GROUPS.items():
-        theirs = expected(gradients(name, chosen), group.advantages, direction := random_direction(parameters), names)
-        check(products(model, group, parameters, direction), theirs, POLICY[dtype])
+    drawn = random_direction(parameters)
+    for chosen in GROUPS if which == "all" else ("three", "eight"):
+        theirs = expected(gradients(name, chosen), GROUPS[chosen].advantages, drawn, names)
+        check(products(model, GROUPS[chosen], parameters, drawn), theirs, POLICY[dtype])
     other = as_direction(combined(gradients(name, "five"), GROUPS["five"].advantages), parameters)
-    for chosen, direction in (("five", other), ("eight", other), ("eight", None)):
+    for chosen, direction in (("five", other), ("eight", None)):
         theirs = expected(gradients(name, chosen), GROUPS[chosen].advantages, direction, names)
         check(products(model, GROUPS[chosen], parameters, direction), theirs, POLICY[dtype])
 
 
-@pytest.mark.parametrize(("batch_tokens", "dtype"), [(1, torch.float64), (50, torch.float64), (50, torch.float32)])
+@pytest.mark.parametrize(("batch_tokens", "dtype"), [(1, torch.float64), (50, torch.float32)])
 @pytest.mark.parametrize("name", ZOO)
 def test_a_group_that_takes_several_forwards_has_the_same_products(
     name: str, batch_tokens: int, dtype: torch.dtype
@@ -345,13 +346,14 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_products_of_a_model_with_adapters_of_other_kinds(kind: str, which: str) -> None:
     name, options = ADAPTERS[kind]
-    live = with_adapters(name, torch.float32, **options)
+    live = with_adapters.__wrapped__(name, torch.float32, **options)
+    model = ready(live)  # a forward: adapters on fused weights put them back in another order
     parameters = parameters_of(live, which)
     direction, before = random_direction(parameters), state(live)
     for chosen in ("three", "five", "eight"):
         group = GROUPS[chosen]
         theirs = expected(adapted_gradients(name, chosen, **options), group.advantages, direction, list(parameters))
-        check(products(ready(live), group, parameters, direction), theirs, POLICY[torch.float32])
+        check(products(model, group, parameters, direction), theirs, POLICY[torch.float32])
         assert state(live) == before
 
 
