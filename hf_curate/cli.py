@@ -118,7 +118,8 @@ def _add_select(commands: Any) -> None:
     parser.add_argument(
         "--strategy",
         default="top",
-        help="top, threshold, stratified, random, longest, most_steps, lowest_loss, highest_loss (default: top)",
+        help="top, threshold, stratified, random, longest, most_steps, lowest_loss, highest_loss, accuracy_greedy or "
+        "pass_rate_band (default: top)",
     )
     parser.add_argument("--min-score", type=float, help="rows below it are never kept")
     parser.add_argument("--group", metavar="COLUMN", help="strata of --strategy stratified")

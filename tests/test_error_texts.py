@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from pools import Scorer, plain, pool
+from rollouts import policy, solved, tokenizer
+from safetensors.torch import save_file
 
 import hf_curate.demo
 from hf_curate import GraceScorer, load_curated, score, select
@@ -25,6 +28,9 @@ from hf_curate.errors import CurateError, MissingPackageError
 from hf_curate.hub.manifest import check_names, read_manifest
 from hf_curate.rows import detect_columns
 from hf_curate.runs.local import load_run
+from hf_curate.scorers.align import AlignScorer
+from hf_curate.scorers.gradalign import GradAlignScorer
+from hf_curate.scorers.learnalign import LearnAlignScorer
 from hf_curate.sources import load_source, parse
 
 GOLDEN = Path(__file__).parent / "goldens" / "errors.txt"
@@ -72,6 +78,39 @@ def pickled(folder: Path) -> Path:
     return place
 
 
+ROWS = solved(3)
+ROLLOUTS = Dataset.from_list(ROWS)
+SILENT = Dataset.from_list([{**row, "rewards": [float(row is ROWS[0])] * 4} for row in ROWS])
+UNREADABLE = Dataset.from_list([{**row, "rewards": [1.0]} for row in ROWS])
+
+
+def gradalign(seed: int = 0, shape: int = 48, **options: Any) -> GradAlignScorer:
+    return GradAlignScorer(policy(seed=seed, intermediate_size=shape), tokenizer=tokenizer(), **options)
+
+
+def learnalign(dim: int | None = None, **options: Any) -> LearnAlignScorer:
+    return LearnAlignScorer(policy(), dim, tokenizer=tokenizer(), **options)
+
+
+def direction(folder: Path) -> Path:
+    gradalign(validation=ROLLOUTS).fit(ROLLOUTS, out=folder / "val.safetensors")
+    return folder / "val.safetensors"
+
+
+def mean_direction(folder: Path, dim: int | None = None) -> Path:
+    learnalign(dim).fit(ROLLOUTS, out=folder / "mean")
+    return folder / "mean"
+
+
+def replaced(folder: Path) -> Any:
+    """A scorer whose direction became another file."""
+    scorer = gradalign(direction=direction(folder))
+    (folder / "val.safetensors").unlink()
+    gradalign(validation=SOME).fit(SOME, out=folder / "val.safetensors")
+    return scorer
+
+
+SOME = ROLLOUTS.select([0])
 CASES: dict[str, Callable[[Path], Any]] = {
     # columns
     "columns: none that fit": lambda _: detect_columns(["a", "b"]),
@@ -160,6 +199,35 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "run: another schema": lambda folder: load_run(files(folder, run__json=b'{"schema": "hf_curate/run/9"}')),
     "run: incomplete": lambda folder: load_run(files(folder, run__json=b'{"schema": "hf_curate/run/1"}')),
     "run: scores are gone": lambda folder: load_run(without_scores(run_folder(folder))),
+    # policy gradients
+    "gradalign: neither": lambda _: gradalign(),
+    "gradalign: both": lambda _: gradalign(validation=ROLLOUTS, direction="val.safetensors"),
+    "gradalign: statistic": lambda _: gradalign(validation=ROLLOUTS, statistic="cos"),
+    "gradalign: parameters": lambda _: gradalign(validation=ROLLOUTS, parameters=""),
+    "gradalign: no such parameters": lambda _: gradalign(validation=ROLLOUTS, parameters="layers.7")(ROWS[0]),
+    "gradalign: no adapter": lambda _: gradalign(validation=ROLLOUTS, parameters="adapters")(ROWS[0]),
+    "gradalign: a list of rows": lambda _: gradalign(validation=ROWS),
+    "learnalign: not fitted": lambda _: learnalign()(ROWS[0]),
+    "learnalign: projection_dim": lambda _: learnalign(0),
+    "learnalign: correct_above": lambda _: learnalign(correct_above="half"),
+    "learnalign: seed": lambda _: learnalign(seed=-1),
+    "fit: no signal": lambda _: gradalign(validation=SILENT)(ROWS[0]),
+    "fit: no signal in the pool": lambda _: AlignScorer(policy(), tokenizer=tokenizer()).fit(SILENT),
+    "fit: nothing readable": lambda _: learnalign().fit(UNREADABLE),
+    "fit: an empty dataset": lambda _: learnalign().fit(ROLLOUTS.select([])),
+    "fit: no rewards": lambda _: learnalign().fit(ROLLOUTS.remove_columns("rewards")),
+    "fit: over another fit": lambda folder: learnalign().fit(SOME, out=mean_direction(folder)),
+    "fit: over other features": lambda folder: learnalign(8).fit(SOME, out=mean_direction(folder, 8)),
+    "direction: no file": lambda folder: gradalign(direction=folder / "val.safetensors"),
+    "direction: of another model": lambda folder: gradalign(1, direction=direction(folder))(ROWS[0]),
+    "direction: of other shapes": lambda folder: gradalign(shape=64, direction=direction(folder))(ROWS[0]),
+    "direction: of other parameters": lambda folder: gradalign(direction=direction(folder), parameters="mlp")(ROWS[0]),
+    "direction: of another kind": lambda folder: gradalign(direction=mean_direction(folder))(ROWS[0]),
+    "direction: changed": lambda folder: replaced(folder)(ROWS[0]),
+    "direction: another mark": lambda folder: learnalign(direction=mean_direction(folder), correct_above=0)(ROWS[0]),
+    "direction: another seed": lambda folder: learnalign(8, seed=1, direction=mean_direction(folder, 8))(ROWS[0]),
+    "direction: no features": lambda folder: learnalign(8, direction=mean_direction(folder)),
+    "direction: of another schema": lambda folder: gradalign(direction=other_schema(folder)),
     # names
     "config name": lambda _: check_names("a/b", "train"),
     "config name: endless": lambda _: check_names("x" * 300, "train"),
@@ -188,6 +256,11 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "manifest: another schema": lambda folder: read_manifest(with_manifest(folder, '{"schema": "other/2"}')),
     "manifest: incomplete": lambda folder: read_manifest(with_manifest(folder, '{"schema": "hf_curate/manifest/1"}')),
 }
+
+
+def other_schema(folder: Path) -> Path:
+    save_file({"x": torch.zeros(1)}, folder / "val.safetensors", {"hf_curate": '{"schema": "hf_curate/direction/9"}'})
+    return folder / "val.safetensors"
 
 
 def raise_(error: Exception) -> None:
@@ -220,12 +293,14 @@ def without_files(folder: Path) -> Path:
 
 
 def text_of(call: Callable[[Path], Any], folder: Path) -> str:
-    """The class and words of the error, without the one number in them that changes with our code."""
+    """The class and words of the error, without the numbers in them that change with our code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(CurateError) as caught:
             call(folder)
-    return re.sub(r"now [0-9a-f]{12}", "now <identity>", f"{type(caught.value).__name__}: {caught.value}")
+    text = re.sub(r"now [0-9a-f]{12}", "now <identity>", f"{type(caught.value).__name__}: {caught.value}")
+    text = re.sub(r"another fit \([0-9a-f]{12}", "another fit (<key>", text)
+    return re.sub(r"\([0-9a-f]{12}\)", "(<digest>)", text)
 
 
 def pinned() -> dict[str, str]:

@@ -126,6 +126,8 @@ def policy_products(
     dot, squared_norm = sums.dot, sums.squared_norm
     if not math.isfinite(squared_norm) or not math.isfinite(dot):
         raise RowError("not finite", "the gradient of this problem overflows")
+    if squared_norm == 0.0:  # none of the parameters is reached
+        return _nothing(direction, len(rollouts))
     if direction is None:
         return Products(None, squared_norm, None, False)
     found = np.full(len(merged.rollouts), np.nan)

@@ -142,9 +142,10 @@ class GradAlignScorer(DirectedScorer):
         self._take(locals())
         self.statistic = one_of(statistic, STATISTICS, "statistic")
         if (validation is None) == (direction is None):
-            both = "both" if direction is not None else "neither"
+            got = "neither: pass trusted problems" if direction is None else "both: drop one of the two"
             raise DirectionError(
-                f"GradAlignScorer needs validation=dataset or direction=path, and got {both}: which way is up?"
+                "GradAlignScorer needs validation=dataset (with rollouts and rewards) or direction=path (of an "
+                f"earlier fit), and got {got}."
             )
         self.validation = validation
         if validation is not None:

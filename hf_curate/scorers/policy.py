@@ -208,7 +208,7 @@ class DirectedScorer(PolicyScorer):
         check_pool(dataset)
         self.reader.columns_of(self.reader.reads(dataset.column_names), dataset[0])
         key = self._fit_key(dataset)
-        path = Path(out).expanduser() if out is not None else cached(key, self._suffix())
+        path = Path(out).expanduser().resolve() if out is not None else cached(key, self._suffix())
         self._at_hand, self._record = None, None
         if not self._is_there(path, key):
             self._make(dataset, path, key)
@@ -302,7 +302,10 @@ class DirectedScorer(PolicyScorer):
 
     def _check_kind(self, record: Mapping[str, Any]) -> None:
         if record.get("kind") != self.kind:
-            raise DirectionError(f"the file holds a {record.get('kind')}, and {self.name} needs a {self.kind}.")
+            raise DirectionError(
+                f"the file holds a {record.get('kind')}, and {self.name} needs a {self.kind}: pass what "
+                f"{type(self).__name__}.fit wrote."
+            )
 
     def _check_model(self, record: Mapping[str, Any]) -> None:
         """Raises unless the direction was made with this model's weights."""
