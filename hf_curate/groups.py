@@ -40,6 +40,19 @@ class GroupColumns:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class PromptColumns:
+    """Which column holds the problem: one of `prompt` and `messages` is None."""
+
+    level: str  # "explicit" | "messages" | "conversations" | "prompt" | "aliases"
+    prompt: str | None
+    messages: str | None
+
+    def record(self) -> dict[str, Any]:
+        """The fields as plain JSON values, for the manifest."""
+        return asdict(self)
+
+
 @dataclass(frozen=True, eq=False)
 class RewardedGroup:
     """One row as the scorers of policy gradients read it: K >= 1 rollouts, in the order of the row.
@@ -51,6 +64,29 @@ class RewardedGroup:
     responses: tuple[str, ...] | None
     response_ids: tuple[tuple[int, ...], ...] | None
     rewards: np.ndarray
+
+
+def detect_prompt_columns(
+    names: Sequence[str],
+    first_row: Mapping[str, Any] | None = None,
+    *,
+    prompt: str | None = None,
+    messages: str | None = None,
+) -> PromptColumns:
+    """Decide which of the columns `names` holds the problem. ColumnsError: none, or more than one could be meant."""
+    given = {"prompt": prompt, "messages": messages}
+    check_named(names, given)
+    _check_given({**given, "responses": None, "response_ids": None})
+    if prompt is not None or messages is not None:
+        return PromptColumns("explicit", prompt, messages)
+    return PromptColumns(*_find_prompt(names, names))
+
+
+def read_problem(row: Mapping[str, Any], columns: PromptColumns | GroupColumns) -> str | Messages:
+    """The prompt of one row: text, or the messages before the assistant's last one. RowError as `read_group`."""
+    prompt = _read_chat(row, columns.messages) if columns.messages else read_prompt(row, columns.prompt or "prompt")
+    check_prompt(prompt)
+    return prompt
 
 
 def detect_group_columns(
@@ -97,8 +133,7 @@ def read_group(row: Mapping[str, Any], columns: GroupColumns) -> RewardedGroup:
     A response is a text, or a chat of the assistant's one message; a text may be empty, a list of ids may not. Rewards
     are numbers or booleans (0 and 1).
     """
-    prompt = _read_chat(row, columns.messages) if columns.messages else read_prompt(row, columns.prompt or "prompt")
-    check_prompt(prompt)
+    prompt = read_problem(row, columns)
     name = columns.response_ids or columns.responses or "responses"
     value = row.get(name)
     items = () if value is None else as_list(value)

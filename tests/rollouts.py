@@ -1,4 +1,4 @@
-"""Small problems with rollouts and rewards from the demo's arithmetic, a tiny policy for them, and explicit gradients."""
+"""Small problems with rollouts and rewards of the demo's arithmetic, a tiny policy for them, explicit gradients."""
 
 from __future__ import annotations
 

@@ -79,7 +79,8 @@ class Scorer(ABC):
     def score_rows(
         self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
     ) -> list[dict[str, Any] | RowError]:
-        """One dict of score columns (without the error column), or the reason why there is none, for each row."""
+        """One dict of score columns, or the reason why there is none, for each row. The error column is "" unless a
+        dict says otherwise."""
 
     @abstractmethod
     def is_batch(self, rows: Mapping[str, Any]) -> bool:
@@ -176,16 +177,20 @@ class Scorer(ABC):
         return results
 
     def _watch(self, results: Sequence[dict[str, Any] | RowError]) -> None:
-        failed = [result for result in results if isinstance(result, RowError)]
+        failed = [reason for result in results if (reason := self._reason(result))]
         self._seen += len(results)
         self._failed += len(failed)
         if self._failed < self._seen:
             return
-        self._reasons.update(map(str, failed))
+        self._reasons.update(failed)
         if len(results) >= FIRST_BATCH or self._seen >= INFERENCE_ROWS:
             seen, reasons, self._seen, self._failed = self._seen, self._reasons, 0, 0
             self._reasons = Counter()
             raise ScoreError(all_failed(seen, reasons, self.advice()))
+
+    def _reason(self, result: dict[str, Any] | RowError) -> str:
+        """Why a row has no score; "" where it has. A row may keep some of its columns and say itself what failed."""
+        return str(result) if isinstance(result, RowError) else result.get(f"{self.prefix}_error", "")
 
     def advice(self) -> str:
         """One sentence on what to look at when every row fails."""
@@ -195,7 +200,7 @@ class Scorer(ABC):
         error = f"{self.prefix}_error"
         nulls = dict.fromkeys(self.columns)
         return [
-            {**nulls, error: str(result)} if isinstance(result, RowError) else {**result, error: ""}
+            {**nulls, error: str(result)} if isinstance(result, RowError) else {error: "", **result}
             for result in results
         ]
 

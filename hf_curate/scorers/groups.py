@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from hf_curate.batches import Rollout, continued, has_bos, render_prompt
+from hf_curate.chat import Messages
 from hf_curate.errors import ColumnsError, RowError
-from hf_curate.groups import GroupColumns, RewardedGroup, detect_group_columns, read_group
+from hf_curate.groups import GroupColumns, detect_group_columns, read_group
 from hf_curate.scorers.reading import Reader, is_list, said_batch
 from hf_curate.weights import ModelSource, load_config
 
@@ -96,7 +97,7 @@ class GroupReader(Reader[GroupColumns]):
         """The row as tokens, or the reason why it cannot be scored."""
         try:
             group = read_group(row, self.columns_of(list(row), row))
-            text, prompt = self._prompt(group)
+            text, prompt = prompt_tokens(group.prompt, self.tokenizer)
             if group.response_ids is not None:
                 responses = [self._known(ids, number) for number, ids in enumerate(group.response_ids, 1)]
             else:
@@ -108,17 +109,9 @@ class GroupReader(Reader[GroupColumns]):
             return error
         return Group([Rollout(prompt + ids, len(prompt)) for ids in responses], group.rewards)
 
-    def _prompt(self, group: RewardedGroup) -> tuple[str, list[int]]:
-        """The prompt's text and its tokens, at least one."""
-        text = render_prompt(group.prompt, self.tokenizer, "a prompt= column")
-        ids = self._tokens(text, special=isinstance(group.prompt, str) and not has_bos(text, self.tokenizer))
-        if not ids:
-            raise RowError("no prompt", f"{len(text)} characters that give no token: nothing predicts the response")
-        return text, ids
-
     def _ended(self, prompt: str, response: str, number: int) -> list[int]:
         """The tokens of a response's text and EOS."""
-        ids, eos = self._tokens(continued(prompt, response), special=False), self.tokenizer.eos_token_id
+        ids, eos = tokens_of(continued(prompt, response), self.tokenizer, special=False), self.tokenizer.eos_token_id
         if eos is not None and ids[-1:] != [eos]:
             ids = [*ids, eos]
         if not ids:
@@ -136,9 +129,19 @@ class GroupReader(Reader[GroupColumns]):
             detail = f"prompt and response {number} have {tokens:,} tokens, max_length is {self.max_length:,}"
             raise RowError("too long", detail)
 
-    def _tokens(self, text: str, *, special: bool) -> list[int]:
-        # `verbose=False`: a text over the model's limit is our error, not a warning of the tokenizer
-        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+def prompt_tokens(prompt: str | Messages, tokenizer: Any) -> tuple[str, list[int]]:
+    """The prompt's text and its tokens, at least one; chat messages go through the template. Raises RowError."""
+    text = render_prompt(prompt, tokenizer, "a prompt= column")
+    ids = tokens_of(text, tokenizer, special=isinstance(prompt, str) and not has_bos(text, tokenizer))
+    if not ids:
+        raise RowError("no prompt", f"{len(text)} characters that give no token: nothing predicts the response")
+    return text, ids
+
+
+def tokens_of(text: str, tokenizer: Any, *, special: bool) -> list[int]:
+    # `verbose=False`: a text over the model's limit is our error, not a warning of the tokenizer
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def _check_mean(rewards: np.ndarray) -> None:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from hf_curate.errors import CurateError, ModelError
-from hf_curate.groups import GroupColumns
+from hf_curate.groups import GroupColumns, PromptColumns
 from hf_curate.models import load_tokenizer
 from hf_curate.rows import Columns
 from hf_curate.weights import ModelSource, batch_dependent_rope, context_length, load_config, tokenizer_digest
 
-Found = TypeVar("Found", Columns, GroupColumns)
+Found = TypeVar("Found", Columns, GroupColumns, PromptColumns)
 
 
 class Reader(ABC, Generic[Found]):

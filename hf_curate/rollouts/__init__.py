@@ -1,0 +1,1 @@
+"""Rollouts: responses sampled from a policy, and the contracts by which they are verified."""
