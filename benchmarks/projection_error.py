@@ -23,8 +23,8 @@ from hf_curate.demo import MODEL, world
 from hf_curate.gradients.inner import whole_gradient
 from hf_curate.gradients.project import Projection
 from hf_curate.models import evaluating
+from hf_curate.scorers.fitting import advantages, has_signal
 from hf_curate.scorers.groups import Group
-from hf_curate.scorers.policy import advantages, has_signal
 from hf_curate.stats import spearman
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -12,6 +12,7 @@ the pool with score 0; ties go by the order of the rows, which says nothing of c
 A seed draws the problems, the rollouts, the corruption and the validation set anew; the model stays. 16 rollouts are
 the first of the 64. Standard errors are over the seeds, and `- cosine` is the paired difference. Nothing is trained
 here. The authors' numbers are of a large language model on mathematics, at step 0.
+`--full` took 11 minutes of one core.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@
     python examples/05_reliability.py --full --json reliability.json
 
 Every candidate has two independent halves of n rollouts (true rewards, temperature 1), each is scored, and the two
-columns of scores are correlated over the candidates. The first column of the table takes ONE validation gradient for
-both halves, so that its noise is shared and does not show; the second, with --full, scores the second half against the
+columns of scores are correlated over the candidates. The first table takes ONE validation gradient for both halves,
+so that its noise is shared and does not show; the second, with --full, scores the second half against the
 gradient of other validation problems with rollouts of their own. Standard errors: bootstrap over the candidates, for
 this model, this draw of rollouts and these validation problems.
 
 The authors (arXiv 2602.21492) report 0.30, 0.49 and 0.79 between two draws of 32, 128 and 512 rollouts, with a large
 language model on mathematics: other policy, problems and rewards, so that the trend compares and the numbers do not.
+`--full` took 4 minutes of one core.
 """
 
 from __future__ import annotations

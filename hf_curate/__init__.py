@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hf_curate.hub.card import Card
     from hf_curate.hub.load import load_curated
     from hf_curate.hub.push import push
+    from hf_curate.rollouts.verify import verifier
     from hf_curate.runs.local import score
     from hf_curate.scorers.align import AlignScorer
     from hf_curate.scorers.baselines import (
@@ -47,6 +48,7 @@ _HOMES = {
     "score": "runs.local",
     "select": "selection",
     "step_scores": "gradients.alignment",
+    "verifier": "rollouts.verify",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "score",
     "select",
     "step_scores",
+    "verifier",
 ]
 
 

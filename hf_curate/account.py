@@ -168,9 +168,16 @@ def _budget(choice: Choice) -> dict[str, Any]:
         "tokens": int(tokens.sum()) if np.isfinite(tokens).all() else None,
         "min_score": None if choice.min_score is None else float(choice.min_score),
         "threshold": float(choice.scores[choice.kept].min()) if by_score else None,
+        "at_threshold": _ties(choice) if by_score else None,
         "seed": int(choice.seed),
         "group": choice.group,
     }
+
+
+def _ties(choice: Choice) -> dict[str, int]:
+    """How many scored rows, and how many kept ones, have the lowest score that was kept."""
+    tied = choice.scores == choice.scores[choice.kept].min()
+    return {"scored": int(tied.sum()), "kept": int(tied[choice.kept].sum())}
 
 
 def _summary(scores: np.ndarray, kept: np.ndarray) -> dict[str, Any]:

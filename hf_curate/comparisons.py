@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_curate.budgets import MEASURED, preference, take
 from hf_curate.errors import BudgetError
-from hf_curate.measures import baseline, by_measure, correct_above, rival_columns
+from hf_curate.measures import baseline, by_measure, correct_above, rival_columns, rollout_measures
 from hf_curate.scored import numbers
 from hf_curate.stats import spearman
 
@@ -22,14 +22,16 @@ OVERLAP_ROWS = 1000
 """Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
 OVERLAP_STREAM = 3
 """The sample's own random stream: one shared with the warm-up or the random baseline would draw the same rows."""
+MIXED = "0 < p < 1"
+"""`zero_without_signal` of a scorer whose 0 says that there is no signal only where some rollouts are right and some
+wrong: rows that are all right or all wrong score 0 for that reason already."""
 
 
 def rollouts_account(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the rollouts of scored and of kept rows are like, over the rows whose rewards can be read; None without
     rewards.
 
-    A row is without signal when all its rewards are equal, or when its gradient cancels: score exactly 0.0 by a scorer
-    whose record says `zero_without_signal`.
+    Rows without signal are those of `silent`.
     """
     measures = choice.measures
     if "rollouts" not in measures:
@@ -37,11 +39,9 @@ def rollouts_account(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any
     scored = np.isfinite(choice.scores) & np.isfinite(measures["rollouts"])
     kept = np.zeros(len(scored), dtype=bool)
     kept[choice.kept] = scored[choice.kept]
-    silent = measures["signal"] == 0.0
-    if record.get("zero_without_signal") is True:
-        silent |= choice.scores == 0.0
     rate, count = measures["success_rate"], measures["rollouts"][scored]
-    masks = {"rows": scored, "without_signal": silent, "always_right": rate == 1.0, "always_wrong": rate == 0.0}
+    masks = {"rows": scored, "without_signal": silent(choice.scores, measures, record)}
+    masks |= {"always_right": rate == 1.0, "always_wrong": rate == 0.0}
     spread = (
         {"min": int(count.min()), "median": float(np.median(count)), "max": int(count.max())} if len(count) else None
     )
@@ -54,6 +54,28 @@ def rollouts_account(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any
         "success_rate": means,
         "rollouts_per_row": spread,
     }
+
+
+def silent(scores: np.ndarray, measures: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> np.ndarray:
+    """[n] bool: rows without signal, whose rewards can be read and are all equal up to rounding, or whose gradient
+    cancels.
+
+    It cancels where the score is exactly 0.0 by a scorer whose record says `zero_without_signal`: True, or `MIXED`.
+    """
+    zero, says = scores == 0.0, record.get("zero_without_signal")
+    if says == MIXED:
+        zero &= measures["mixed"] == 1.0
+    elif says is not True:
+        zero[:] = False
+    return ((measures["signal"] == 0.0) | zero) & np.isfinite(measures["rollouts"])
+
+
+def silent_rows(dataset: Dataset, column: str, record: Mapping[str, Any]) -> int:
+    """How many scored rows are without signal, where the scorer says what a score of 0 means; else 0."""
+    if not record.get("zero_without_signal"):
+        return 0
+    scores, measures = numbers(dataset, column), rollout_measures(dataset, record)
+    return int((silent(scores, measures, record) & np.isfinite(scores)).sum()) if "rollouts" in measures else 0
 
 
 def confounds(choice: Choice, scorer: Any) -> dict[str, float | None]:

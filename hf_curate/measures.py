@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.budgets import MEASURED
+from hf_curate.groups import SAME_REWARD
 from hf_curate.scored import column_of, is_number, is_text, numbers, prefix_of
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def rollout_measures(dataset: Dataset, record: Mapping[str, Any]) -> dict[str, n
     Returns:
         [n] float64 each, NaN where the rewards are null, none, or not all finite: rollouts (K), success_rate p (share
         of rewards above `correct_above`), learnability p (1 - p), off_half |p - 0.5|, mixed (1, NaN unless
-        0 < p < 1), signal (1, or 0 where all rewards are equal); and length, where there are responses: their mean
-        number of tokens, or of characters where there is text alone.
+        0 < p < 1), signal (1, or 0 where all rewards are equal up to rounding); and length, where there are responses:
+        their mean number of tokens, or of characters where there is text alone.
     """
     names, types = _rollout_columns(record), dataset.data.schema
     rewards = names["rewards"][0]
@@ -92,6 +93,12 @@ def rollout_measures(dataset: Dataset, record: Mapping[str, Any]) -> dict[str, n
             found["length"] = _by_chunk(dataset, name, _of_responses, 1)[0]
             break
     return found
+
+
+def differ(low: Any, high: Any) -> Any:
+    """Whether rewards from `low` to `high` differ by more than rounding; numbers or arrays."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return high - low > SAME_REWARD * np.maximum(np.abs(low), np.abs(high))
 
 
 def correct_above(record: Mapping[str, Any]) -> float:
@@ -168,7 +175,7 @@ def _of_rewards(lists: Any, above: float) -> tuple[np.ndarray, ...]:
     low, high = _reduced(np.minimum, values, count), _reduced(np.maximum, values, count)
     right = _reduced(np.add, (values > above).astype(np.float64), count)
     known = np.isfinite(low)
-    return tuple(np.where(known, part, np.nan) for part in (count, right, high > low))
+    return tuple(np.where(known, part, np.nan) for part in (count, right, differ(low, high)))
 
 
 def _of_responses(lists: Any) -> tuple[np.ndarray, ...]:

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from hf_curate.hub.push import PushPlan
     from hf_curate.runs.local import AnyScorer
 
+SCORED = {
+    "longest": ("LongestScorer", "longest"),
+    "most_steps": ("MostStepsScorer", "most-steps"),
+    "lowest_loss": ("LossScorer", "lowest-loss"),
+    "highest_loss": ("LossScorer(prefer='highest')", "highest-loss"),
+}
+"""Baselines that a scorer of rows with rollouts measures: its name, and that on the command line."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -47,9 +55,13 @@ class Selection:
         return len(self.indices)
 
     def __repr__(self) -> str:
-        rows, budget = self.manifest["rows"], self.manifest["budget"]
+        from hf_curate.hub.card import how
+
+        rows, asked, chosen = self.manifest["rows"], self.manifest["budget"]["asked"], how(self.manifest)
+        chosen = " by" if chosen == "chosen by" else f", {chosen}"
+        paid = asked.replace("min_score", "minimum score") if asked.startswith("min_score") else f"budget {asked}"
         selector = self.manifest["selector"]["name"]
-        return f"Selection({rows['kept']:,} of {rows['in']:,} rows by {selector}, budget {budget['asked']})"
+        return f"Selection({rows['kept']:,} of {rows['in']:,} rows{chosen} {selector}, {paid})"
 
     @property
     def baselines(self) -> dict[str, dict[str, int]]:
@@ -172,6 +184,11 @@ def select(
     groups = groups_of(dataset, group) if group is not None else None
     order = preference(ranked, strategy=strategy, groups=groups, seed=seed)
     asked = None if strategy == "threshold" else parse_budget(budget)
+    if asked is not None and asked.unit == "tokens" and "tokens" not in measures:
+        raise BudgetError(
+            f"budget {asked.asked!r} counts tokens, and no tokens were counted beside {column!r}: of the scorers here "
+            "GraceScorer alone does (grace_tokens). Give rows (5000) or a share ('20%')."
+        )
     kept = np.sort(order if asked is None else take(order, asked, len(dataset), measures.get("tokens")))
     if not len(kept):
         raise BudgetError(_nothing(len(dataset), scores, min_score))
@@ -259,6 +276,12 @@ def _check_strategy(
         raise BudgetError(f"group=COLUMN goes with strategy='stratified'; got group={group!r}, strategy={strategy!r}.")
     if strategy in MEASURED and baseline(strategy, measures) is None:
         measure = MEASURED[strategy][0][0]
+        if "rollouts" in measures and strategy in SCORED:
+            name, option = SCORED[strategy]
+            raise ColumnsError(
+                f"strategy={strategy!r} needs the {measure} of each row, and beside these scores there are none: score "
+                f"the rows with {name} (hf-curate score --scorer {option} ...) and rank by its column."
+            )
         needed, such = ("rewards", "gradalign_score") if measure in ("off_half", "mixed") else (measure, "grace_value")
         raise ColumnsError(
             f"strategy={strategy!r} needs the {needed} of each row, and beside these scores there are none: rank by "

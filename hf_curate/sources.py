@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SPEC = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[^:@\s]+))?(:(?P<config>[^/:\s]*)(/(?P<split>[^/\s]+))?)?"
 )
+NO_DATA = "corresponds to no data"
+"""What `datasets` says of files without a row."""
 _LOCAL = re.compile(r"local (file|folder) (.*)", re.DOTALL)
 FORMS = "'org/name', 'org/name@revision', 'org/name@revision:config/split', or a local .jsonl, .json or .parquet file"
 
@@ -42,9 +45,8 @@ def load_source(source: str) -> tuple[Dataset, str]:
 
     A branch or tag is resolved to a commit first, and exactly that commit is loaded.
     """
-    path = _path(source)
-    if os.path.exists(path) or path.suffix in FORMATS:
-        return _load_local(path), public_name(source) or source
+    if is_local(source):
+        return _load_local(_path(source)), public_name(source) or source
     parts = parse(source)
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -55,6 +57,8 @@ def load_source(source: str) -> tuple[Dataset, str]:
     try:
         loaded = load_dataset(str(parts["id"]), parts["config"], revision=sha or parts["revision"])
     except (OSError, ValueError, DatasetsError) as error:  # not found, offline, several configs: their message says
+        if NO_DATA in str(error):
+            raise CurateError(_no_rows(source)) from error
         raise CurateError(
             f"{source} cannot be loaded: {_first_line(error)}. It is not a local file either. Check the name, the "
             "connection (HF_HUB_OFFLINE=1 forbids it) and, for a private or gated dataset, hf auth login."
@@ -67,11 +71,30 @@ def load_source(source: str) -> tuple[Dataset, str]:
             f"{source} cannot be loaded at its commit {sha[:7]}: offline, datasets gives the last one that it loaded, "
             f"{str(given)[:7]}. Connect (no HF_HUB_OFFLINE), or name that commit."
         )
+    if not len(dataset):
+        raise CurateError(_no_rows(f"{source}, split {split}"))
     sha = sha or given
     if sha is not None:
         remember(str(parts["id"]), parts["revision"] or "main", "dataset", sha)
     config = parts["config"] or dataset.info.config_name
     return dataset, f"{parts['id']}@{sha or parts['revision'] or 'main'}:{config}/{split}"
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is there as a file or folder, or is written like one and no Hub id."""
+    path, name = _path(source), re.split("[@:]", source, maxsplit=1)[0]
+    if os.path.exists(path) or path.suffix.lower() in FORMATS:
+        return True
+    if "://" in source:
+        return False
+    written = source.startswith((".", "~", "/")) or "\\" in source or name.count("/") > 1
+    return written or (bool(path.suffix) and path.parent != Path() and os.path.isdir(path.parent))
+
+
+def check_local(source: str) -> None:
+    """Raises for a local file that is not there, before anything else is loaded."""
+    if is_local(source):
+        _check_file(_path(source))
 
 
 def _cached_commit(dataset: Dataset) -> str | None:
@@ -85,21 +108,36 @@ def _load_local(path: Path) -> Dataset:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    if not os.path.isfile(path):
-        what = f"{path.name!r} is a folder" if os.path.isdir(path) else f"there is no file {path.name!r}"
-        raise CurateError(f"{what}: give {FORMS}.")
-    if path.suffix not in FORMATS:
+    _check_file(path)
+    if path.suffix.lower() not in FORMATS:
         raise CurateError(
             f"{path.name!r} is neither .jsonl, .json nor .parquet, and other formats are not read: convert it first, "
             "such as Dataset.from_csv('x.csv').to_parquet('x.parquet')."
         )
     if not path.stat().st_size:
-        raise CurateError(f"{path.name!r} is empty: there are no rows to read.")
+        raise CurateError(_no_rows(repr(path.name)))
     try:
-        return load_dataset(FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train")  # type: ignore[return-value]
+        return load_dataset(FORMATS[path.suffix.lower()], data_files=glob.escape(str(path)), split="train")  # type: ignore[return-value]
     except (OSError, ValueError, DatasetsError) as error:
+        if NO_DATA in str(error):
+            raise CurateError(_no_rows(repr(path.name))) from error
         why = _first_line(error.__cause__ or error)
         raise CurateError(f"{path.name!r} cannot be read as {path.suffix[1:]}: {why}.") from error
+
+
+def _check_file(path: Path) -> None:
+    if os.path.isfile(path):
+        return
+    if os.path.isdir(path):
+        raise CurateError(f"{path.name!r} is a folder: give {FORMS}.")
+    there = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+    near = get_close_matches(path.name, [name for name in there if Path(name).suffix.lower() in FORMATS], n=1)
+    fix = f"did you mean {near[0]!r}?" if near else f"give {FORMS}."
+    raise CurateError(f"there is no file {path.name!r}: {fix}")
+
+
+def _no_rows(where: str) -> str:
+    return f"no rows in {where}: there is nothing to read."
 
 
 def _path(source: str) -> Path:

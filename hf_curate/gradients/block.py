@@ -18,19 +18,18 @@ from torch import Tensor, nn
 
 from hf_curate.errors import ModelError
 from hf_curate.gradients.parameters import is_linear
+from hf_curate.gradients.recompute import blocks_of
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 
 def last_block(decoder: nn.Module) -> nn.Module:
-    """The last transformer block: the last entry of the decoder's own ModuleList of blocks."""
-    stacks = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child)]
-    if not stacks:
-        stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)][:1]
-    if not stacks:
+    """The last transformer block."""
+    blocks = blocks_of(decoder)
+    if not blocks:
         raise ModelError(f"proxy='last' found no list of blocks in {type(decoder).__name__}: use 'representation'.")
-    return max(stacks, key=len)[-1]
+    return blocks[-1]
 
 
 def tapped_layers(decoder: nn.Module) -> dict[str, nn.Module]:

@@ -79,21 +79,28 @@ class Direction:
         return {name: self.tensors[name].to(device=p.device, dtype=_wide(p)) for name, p in parameters.items()}
 
     def save(self, path: str | Path) -> str:
-        """Writes the file whole or not at all; returns its sha256."""
+        """Writes the file whole or not at all; returns its sha256. The record gains a digest of the tensors."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = json.dumps({"schema": SCHEMA, **self.record}, sort_keys=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in self.tensors.items()}
+        self.record = {"schema": SCHEMA, **self.record, "tensors_sha256": _tensors_digest(plain)}
+        name = None
         try:
-            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in self.tensors.items()}
-            save_file(plain, name, metadata={"hf_curate": record})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            os.close(handle)
+            save_file(plain, name, metadata={"hf_curate": json.dumps(self.record, sort_keys=True)})
             os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
+        except (OSError, SafetensorError) as error:
+            raise DirectionError(
+                f"the direction {path.name!r} cannot be written ({error}): give another out=."
+            ) from error
         finally:
-            Path(name).unlink(missing_ok=True)
+            if name is not None:
+                Path(name).unlink(missing_ok=True)
         return file_digest(path)
 
     @classmethod
@@ -108,7 +115,23 @@ class Direction:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, error) from error
+        if any(tensor.dtype not in (torch.float32, torch.float64) for tensor in tensors.values()):
+            raise DirectionError(f"the direction {path.name!r} holds something else than float32 and float64 tensors.")
+        if record.get("tensors_sha256") not in (None, _tensors_digest(tensors)):
+            raise DirectionError(
+                f"the direction {path.name!r} is not what its record says (its tensors have changed): fit it again."
+            )
         return cls(tensors, record)
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes. About 1 s per GB."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def policy_products(
     parameters: Mapping[str, nn.Parameter],
     direction: Mapping[str, Tensor] | None,
     *,
+    per_rollout: bool = True,
     batch_tokens: int = 8192,
 ) -> Products:
     """Products and norm of one problem's policy gradient, exact over the parameters.
@@ -102,8 +103,8 @@ def policy_products(
         parameters: name -> parameter of `model.model`.
         direction: name -> tensor of each parameter's shape on its device, float32 or float64; None for the norm
             alone.
-        batch_tokens: padded tokens per forward and backward; changes memory and speed. A problem with more keeps its
-            gradient until it is whole.
+        per_rollout: whether each rollout's own product is wanted; without it the direction costs next to nothing.
+        batch_tokens: padded tokens of one pass whose activations are kept; changes memory and speed, see `policy`.
 
     Raises:
         RowError: a loss, the norm or a product is not finite.
@@ -113,14 +114,15 @@ def policy_products(
     if not active:
         return _nothing(direction, len(rollouts))
     sums = _Sums(direction)
-    how = None if direction is None else route(model, parameters)
+    how = route(model, parameters) if direction is not None and per_rollout else None
     tangents = _tangents(model, parameters, direction, len(active), how)
     try:
         signals = policy_gradient(
             model, chosen, weights, parameters, sums.take, tangents=tangents, batch_tokens=batch_tokens
         )
     except NotSeparableError as error:  # before anything was summed
-        return _again_apart(error, model, rollouts, advantages, parameters, direction, batch_tokens)
+        _go_apart(error, model, parameters)
+        return policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=batch_tokens)
     if _cancels(signals.pooled, weights, model.head.weight.dtype):
         return _nothing(direction, len(rollouts))
     dot, squared_norm = sums.dot, sums.squared_norm
@@ -128,8 +130,8 @@ def policy_products(
         raise RowError("not finite", "the gradient of this problem overflows")
     if squared_norm == 0.0:  # none of the parameters is reached
         return _nothing(direction, len(rollouts))
-    if direction is None:
-        return Products(None, squared_norm, None, False)
+    if direction is None or not per_rollout:
+        return Products(None if direction is None else dot, squared_norm, None, False)
     found = np.full(len(merged.rollouts), np.nan)
     if tangents is not None:
         found[active] = (tangents.products + signals.products).numpy()
@@ -138,7 +140,8 @@ def policy_products(
         missed = float(np.dot(weights, found[active])) - dot
         if not abs(missed) <= wide:
             error = NotSeparableError(f"the rollouts' products sum to {missed:.2e} more than the whole gradient's")
-            return _again_apart(error, model, rollouts, advantages, parameters, direction, batch_tokens)
+            _go_apart(error, model, parameters)
+            return policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=batch_tokens)
     rest = merged.idle() if tangents is not None else list(range(len(merged.rollouts)))
     if rest:
         others = [merged.rollouts[index] for index in rest]
@@ -148,19 +151,10 @@ def policy_products(
     return Products(dot, squared_norm, found[merged.of], False)
 
 
-def _again_apart(
-    error: NotSeparableError,
-    model: LanguageModel,
-    rollouts: Sequence[Rollout],
-    advantages: Sequence[float],
-    parameters: Mapping[str, nn.Parameter],
-    direction: Mapping[str, Tensor] | None,
-    batch_tokens: int,
-) -> Products:
-    """This problem, and all that follow, with one backward for each rollout."""
+def _go_apart(error: NotSeparableError, model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> None:
+    """This model and parameter set with one backward for each rollout from now on."""
     logger.info("one backward for each rollout from here on: %s", error)
     _ROUTES.setdefault(model.decoder, {})[frozenset(parameters)] = "apart"
-    return policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=batch_tokens)
 
 
 def streamed(
@@ -248,9 +242,11 @@ class _Drawn(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         parameter = self._parameters[name]
-        generator = torch.Generator().manual_seed(self._places[name])
+        place = parameter.device if parameter.device.type == "cuda" else torch.device("cpu")
+        generator = torch.Generator(place).manual_seed(self._places[name])
         wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        return torch.randn(parameter.shape, generator=generator, dtype=wide).to(parameter.device)
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=wide, device=place)
+        return drawn.to(parameter.device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
@@ -277,6 +273,8 @@ def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) ->
             signals = policy_gradient(model, probe, [0.5, -0.25], parameters, lambda *_: None, tangents=tangents)
         except (NotSeparableError, RuntimeError, TypeError, IndexError, KeyError, RowError) as error:
             # whatever a model's own modules raise when they are run by themselves with other tensors
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             logger.debug("rollouts %s: %s", how, error)
             continue
         together = (tangents.products + signals.products).numpy()
@@ -341,10 +339,14 @@ def _inner(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _cancels(pooled: Tensor, weights: Sequence[float], dtype: torch.dtype) -> bool:
-    """Whether the weighted signals [K, d] sum to rounding noise."""
+    """Whether the weighted signals at the head's input [K, d] sum to rounding noise.
+
+    The head is where the gradients of all rollouts begin: what cancels there has nothing to propagate.
+    """
     shares = torch.tensor(weights, dtype=pooled.dtype)
     scaled = pooled * (shares / shares.abs().max())[:, None]
-    return float(scaled.sum(dim=0).norm()) <= FLOOR[dtype] * float(scaled.norm(dim=1).sum())
+    largest = float(scaled.norm(dim=1).sum())
+    return largest > 0.0 and float(scaled.sum(dim=0).norm()) <= FLOOR[dtype] * largest
 
 
 def _nothing(direction: Mapping[str, Tensor] | None, rollouts: int) -> Products:

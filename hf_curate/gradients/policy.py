@@ -6,7 +6,8 @@ of positions at a time (`upstream.head_pass`); everything before it by autograd,
 biases and tied weights need no formulas. The backward runs against aliases of the parameters: flags, `.grad`, hooks
 and gradient reducers of a live model are not touched.
 
-A problem of more than `batch_tokens` tokens takes several passes, and its gradient is then kept until the last one.
+A problem of more than `batch_tokens` tokens keeps only the inputs of the blocks and computes the rest again
+(`recompute`). One of more than `RECOMPUTED` times that takes several passes, and its gradient is kept until the last.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from torch.func import functional_call
 
 from hf_curate.batches import Rollout, bucket
 from hf_curate.errors import RowError
+from hf_curate.gradients.recompute import blocks_of, recomputing
 from hf_curate.gradients.upstream import BYTE_BUDGET, head_pass
 
 if TYPE_CHECKING:
     from hf_curate.gradients.tangents import Tangents
     from hf_curate.models import LanguageModel
+
+RECOMPUTED = 16
+"""How many times `batch_tokens` fit into one pass that keeps the blocks' inputs alone."""
 
 Take = Callable[[str, Tensor], None]
 """Receives each parameter's gradient once per problem, in float32 or wider; it may keep or change the tensor."""
@@ -64,14 +69,15 @@ def policy_gradient(
         parameters: name -> parameter of `model.model`; those that get no gradient are never handed over.
         take: called once for each parameter.
         tangents: collects the products of each rollout's gradient with a direction on the way.
-        batch_tokens: padded tokens per forward and backward.
+        batch_tokens: padded tokens of one pass whose activations are kept.
 
     Raises:
         RowError: a loss is NaN or infinite.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     lengths = [len(rollout.input_ids) for rollout in rollouts]
-    pieces = list(bucket(lengths, batch_tokens))
+    blocks = blocks_of(model.decoder)
+    pieces = list(bucket(lengths, batch_tokens * (RECOMPUTED if blocks else 1)))
     pending: dict[str, Tensor] = {}
     waiting: dict[str, Tensor] = {}  # the head's share of a tied weight, until the embedding's comes
     dtype = model.head.accumulate
@@ -93,25 +99,51 @@ def policy_gradient(
     for piece in pieces:
         batch = [rollouts[index] for index in piece]
         scales = [weights[index] / factor for index in piece]
-        with _aliases(model.decoder, names, deliver) as (aliases, by_name):
-            ids = _padded(batch, model.device)
-            with torch.enable_grad():
-                hidden = _hidden(model, aliases, ids, tangents, piece, scales)
-            upstream, own, along = _head(model, hidden.detach(), batch, scales, names, tangents)
-            for name, gradient in own.items():
-                if name in by_name:
-                    waiting[name] = gradient
-                else:
-                    deliver(name, gradient)
-            del own
-            if hidden.requires_grad:
-                torch.autograd.backward(hidden, upstream[0])
+        ids = _padded(batch, model.device)
+        again = blocks if ids.numel() > batch_tokens else []
+
+        def work(
+            batch: list[Rollout] = batch,
+            scales: list[float] = scales,
+            ids: Tensor = ids,
+            piece: list[int] = piece,
+            again: list[nn.Module] = again,
+        ) -> None:
+            watching = nullcontext() if tangents is None else tangents.during(piece, scales, ids.shape[1], again)
+            with recomputing(again), watching:
+                with torch.enable_grad():
+                    hidden = _hidden(model, ids, tangents)
+                upstream, own, along = _head(model, hidden.detach(), batch, scales, names, tangents)
+                for name, gradient in own.items():
+                    if name in by_name:
+                        waiting[name] = gradient
+                    else:
+                        deliver(name, gradient)
+                del own
+                if hidden.requires_grad:
+                    if tangents is not None:
+                        tangents.begin_backward()
+                    torch.autograd.backward(hidden, upstream[0])
             for name in list(waiting):
                 deliver(name, waiting.pop(name).clone())
-        pooled[piece], products[piece] = upstream[1], along
+            pooled[piece], products[piece] = upstream[1], along
+
+        with _aliases(model.decoder, names, deliver) as (aliases, by_name):
+            functional_call(_Within(model.decoder, work), aliases, (), tie_weights=False)
     for name in list(pending):
         take(name, pending.pop(name))
     return Signals(pooled, products)
+
+
+class _Within(nn.Module):
+    """Runs something while the decoder's parameters are the aliases, backward and all."""
+
+    def __init__(self, decoder: nn.Module, work: Callable[[], None]) -> None:
+        super().__init__()
+        self.decoder, self._work = decoder, work
+
+    def forward(self) -> None:
+        self._work()
 
 
 def _power_of_two(weights: Sequence[float], rollouts: Sequence[Rollout]) -> float:
@@ -163,28 +195,19 @@ def _aliases(
                 if chosen is not None:
                     by_name[chosen] = leaf
                     handles.append(leaf.register_post_accumulate_grad_hook(hook(chosen)))
-            aliases[local] = leaf
+            aliases[f"decoder.{local}"] = leaf
         yield aliases, by_name
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hidden(
-    model: LanguageModel,
-    aliases: Mapping[str, Tensor],
-    ids: Tensor,
-    tangents: Tangents | None,
-    piece: Sequence[int],
-    scales: Sequence[float],
-) -> Tensor:
+def _hidden(model: LanguageModel, ids: Tensor, tangents: Tangents | None) -> Tensor:
     """[B, T, d] head inputs with their graph."""
-    inputs: dict[str, object] = {"input_ids": ids, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if tangents is not None and tangents.positions:  # one row of positions for all could not be told apart
         inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    with tangents.during(piece, scales, ids.shape[1]) if tangents is not None else nullcontext():
-        out = functional_call(model.decoder, dict(aliases), (), inputs, tie_weights=False)
-    return out.last_hidden_state.to(model.head.weight.device)
+    return model.decoder(**inputs).last_hidden_state.to(model.head.weight.device)
 
 
 def _head(

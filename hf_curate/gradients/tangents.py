@@ -12,8 +12,10 @@ tokens, see `inner.route`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,24 +73,92 @@ class Tangents:
         return total
 
     @contextmanager
-    def during(self, piece: Sequence[int], scales: Sequence[float], tokens: int) -> Iterator[None]:
-        """Around one forward over the rollouts `piece`, padded to so many tokens, whose losses will be weighted with
-        `scales`."""
-        called: dict[nn.Module, int] = dict.fromkeys(self._owners, 0)
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            called[module] += 1
-            return self._watch(module, args, kwargs, output, list(piece), list(scales), tokens)
-
-        handles = [module.register_forward_hook(hook, with_kwargs=True) for module in self._owners]
+    def during(
+        self, piece: Sequence[int], scales: Sequence[float], tokens: int, again: Sequence[nn.Module] = ()
+    ) -> Iterator[None]:
+        """Around one forward and backward over the rollouts `piece`, padded to so many tokens, whose losses are
+        weighted with `scales`. again: blocks that the backward runs a second time, whose inputs are not kept."""
+        self._piece, self._scales, self._tokens = list(piece), list(scales), tokens
+        self._twice = {module for block in again for module in block.modules()}
+        self._called: dict[nn.Module, int] = dict.fromkeys(self._owners, 0)
+        self._inputs: dict[nn.Module, _Call] = {}
+        self._upstream: dict[nn.Module, list[tuple[int, Tensor]]] = {}
+        self._backward = self._busy = False
+        handles = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._owners]
+        handles += [module.register_forward_hook(self._leave, with_kwargs=True) for module in self._owners]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-        missed = [type(module).__name__ for module, calls in called.items() if not calls]
+            missing = [type(module).__name__ for module in self._upstream]
+            self._inputs, self._upstream = {}, {}
+        if missing:
+            raise NotSeparableError(f"{missing[0]} was not run again in the backward pass")
+
+    def begin_backward(self) -> None:
+        missed = [type(module).__name__ for module, calls in self._called.items() if not calls]
         if missed:
             raise NotSeparableError(f"{missed[0]} holds parameters and is never called")
+        self._backward = True
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """In the second run of a block: its inputs are there now."""
+        if self._busy or not self._backward or module not in self._twice:
+            return
+        self._inputs[module] = _fixed(args, kwargs)
+        for index, upstream in self._upstream.pop(module, []):
+            self._contract(module, self._inputs[module], index, upstream)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """In the forward: watch what will arrive at the outputs."""
+        if self._busy or self._backward:
+            return None
+        self._called[module] += 1
+        if module in self._twice and self._called[module] > 1:
+            raise NotSeparableError(f"{type(module).__name__} is called more than once")
+        outputs = list(output) if isinstance(output, (tuple, list)) else [output]
+        live = [index for index, item in enumerate(outputs) if isinstance(item, Tensor) and item.requires_grad]
+        if not live:
+            raise NotSeparableError(f"the output of {type(module).__name__} is not a tensor with a gradient")
+        call = None if module in self._twice else _fixed(args, kwargs)
+        for index in live:
+            # an output may have been made from another one (a router's scores from its logits): views see their own
+            # gradient alone
+            item = outputs[index] if len(live) == 1 else outputs[index].view_as(outputs[index])
+            outputs[index] = item
+            if not self._by_row(item):
+                raise NotSeparableError(f"{type(module).__name__} gives one output for all rows: {tuple(item.shape)}")
+
+            def arrive(upstream: Tensor, index: int = index) -> None:
+                known = call or self._inputs.get(module)
+                if known is None:  # its block has not run again yet
+                    self._upstream.setdefault(module, []).append((index, upstream))
+                else:
+                    self._contract(module, known, index, upstream)
+
+            item.register_hook(arrive)
+        return output if len(live) == 1 else type(output)(outputs)
+
+    def _by_row(self, item: Tensor) -> bool:
+        """Whether an output has the rows of the batch in front, with their tokens beside or within them."""
+        rows = len(self._piece)
+        if item.dim() >= 3 and item.shape[0] == rows:
+            return self._tokens in item.shape[1:]
+        return item.dim() >= 1 and item.shape[0] == rows * self._tokens
+
+    def _contract(self, module: nn.Module, call: _Call, index: int, upstream: Tensor) -> None:
+        self._busy = True
+        try:
+            tangent, scale = self._tangent(module, call, index)
+        finally:
+            self._busy = False
+        wide = torch.float64 if upstream.dtype == torch.float64 else torch.float32
+        parts = (upstream.to(wide) * tangent.to(wide)).reshape(len(self._piece), -1)
+        total = self._on(upstream.device)
+        found = parts.sum(dim=1).to(total) / (total.new_tensor(self._scales) * scale)
+        total[0, self._piece] += found
+        total[1, self._piece] += found.abs()
 
     def of_head(self, own: Mapping[str, str | None]) -> tuple[Tensor | None, Tensor | None]:
         """The direction of the head's weight and bias, None where they are not among the parameters."""
@@ -98,43 +168,6 @@ class Tangents:
             None if bias is None else self.direction[bias],
         )
 
-    def _watch(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        piece: list[int],
-        scales: list[float],
-        tokens: int,
-    ) -> Any:
-        outputs = list(output) if isinstance(output, (tuple, list)) else [output]
-        live = [index for index, item in enumerate(outputs) if isinstance(item, Tensor) and item.requires_grad]
-        if not live:
-            raise NotSeparableError(f"the output of {type(module).__name__} is not a tensor with a gradient")
-        rows = len(piece)
-        args = tuple(item.detach() if isinstance(item, Tensor) else item for item in args)
-        kwargs = {name: item.detach() if isinstance(item, Tensor) else item for name, item in kwargs.items()}
-        for index in live:
-            # an output may have been made from another one (a router's scores from its logits): views see their own
-            # gradient alone
-            item = outputs[index] if len(live) == 1 else outputs[index].view_as(outputs[index])
-            outputs[index] = item
-            if item.dim() == 0 or item.shape[0] not in (rows, rows * tokens):
-                raise NotSeparableError(f"{type(module).__name__} gives one output for all rows: {tuple(item.shape)}")
-
-            def contract(upstream: Tensor, index: int = index) -> None:
-                tangent = self._tangent(module, args, kwargs, index)
-                wide = torch.float64 if upstream.dtype == torch.float64 else torch.float32
-                parts = (upstream.to(wide) * tangent.to(wide)).reshape(rows, -1)
-                total = self._on(upstream.device)
-                found = parts.sum(dim=1).to(total) / total.new_tensor(scales)
-                total[0, piece] += found
-                total[1, piece] += found.abs()
-
-            item.register_hook(contract)
-        return output if len(live) == 1 else type(output)(outputs)
-
     def _on(self, device: torch.device) -> Tensor:
         if device not in self._found:
             wide = torch.float32 if device.type == "mps" else torch.float64
@@ -142,29 +175,46 @@ class Tangents:
         return self._found[device]
 
     @torch.no_grad()
-    def _tangent(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> Tensor:
-        """Derivative of the module's output `index` along the direction, its inputs fixed."""
-        own = self._owners[module]
+    def _tangent(self, module: nn.Module, call: _Call, index: int) -> tuple[Tensor, float]:
+        """Derivative of the module's output `index` along the direction, its inputs fixed, times a power of two."""
+        own, local = self._owners[module], dict(module.named_parameters(recurse=False))
+        raw = {name: self.direction[known] for name, known in own.items()}
+        scale = _near_one(raw.values()) if any(local[name].dtype == torch.float16 for name in own) else 1.0
+        along = {name: (tensor * scale if scale != 1.0 else tensor).to(local[name]) for name, tensor in raw.items()}
         if is_linear(module) or isinstance(module, nn.Embedding):
-            moved = {
-                local: torch.zeros_like(p) if local not in own else self.direction[own[local]].to(p)
-                for local, p in module.named_parameters(recurse=False)
-            }
-            output = functional_call(module, moved, args, kwargs)
+            moved = {name: along[name] if name in own else torch.zeros_like(p) for name, p in local.items()}
+            output = functional_call(module, moved, call.args, call.kwargs)
             padding = getattr(module, "padding_idx", None)
-            if padding is not None and isinstance(args[0], Tensor):  # whose row autograd leaves out
-                output = output.masked_fill((args[0] == padding).unsqueeze(-1), 0.0)
-            return output
+            if padding is not None and isinstance(call.args[0], Tensor):  # whose row autograd leaves out
+                output = output.masked_fill((call.args[0] == padding).unsqueeze(-1), 0.0)
+            return output, scale
         with forward_ad.dual_level():
-            local = dict(module.named_parameters(recurse=False))
-            dual = {
-                n: forward_ad.make_dual(local[n].detach(), self.direction[name].to(local[n]))
-                for n, name in own.items()
-            }
-            output = functional_call(module, dual, args, kwargs)
+            dual = {name: forward_ad.make_dual(local[name].detach(), tangent) for name, tangent in along.items()}
+            output = functional_call(module, dual, call.args, call.kwargs)
             chosen = output[index] if isinstance(output, (tuple, list)) else output
             tangent = forward_ad.unpack_dual(chosen).tangent
-            return torch.zeros_like(chosen) if tangent is None else tangent.clone()
+            return (torch.zeros_like(chosen) if tangent is None else tangent.clone()), scale
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What a module was called with, cut off from the graph."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def _fixed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+    def cut(item: Any) -> Any:
+        return item.detach() if isinstance(item, Tensor) else item
+
+    return _Call(tuple(map(cut, args)), {name: cut(item) for name, item in kwargs.items()})
+
+
+def _near_one(tensors: Iterable[Tensor]) -> float:
+    """A power of two that brings the largest value near 1: float16 has no room for small directions."""
+    largest = max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
+    return 2.0 ** -round(math.log2(largest)) if 0.0 < largest < math.inf else 1.0
 
 
 def _owners(decoder: nn.Module, names: Mapping[int, str]) -> dict[nn.Module, dict[str, str]]:

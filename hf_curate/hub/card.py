@@ -22,7 +22,7 @@ from hf_curate.hub import markdown
 
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Load": ("load", {}),
-    "How it was chosen": ("chosen", {"Settings": "settings", "Rows": "rows", "Rollouts": "rollouts"}),
+    "How it was chosen": ("chosen", {"Settings": "settings", "Direction": "direction", "Rows": "rows", "Rollouts": "rollouts"}),
     "Scores": (
         "scores",
         {
@@ -67,6 +67,32 @@ LABELS: dict[str, dict[str, str]] = {
     },
     "digest_labels": {"source_row": "the chosen row numbers", "rows": "the source columns of the kept rows"},
 }
+
+UNRANKED: dict[str, tuple[str, str]] = {
+    "random": ("chosen at random", "rows were drawn at random (the seed is below)"),
+    "longest": ("the longest", "the longest rows were kept"),
+    "most_steps": ("those with the most steps", "the rows with the most steps were kept"),
+    "lowest_loss": ("those with the lowest loss", "the rows with the lowest loss were kept"),
+    "highest_loss": ("those with the highest loss", "the rows with the highest loss were kept"),
+    "accuracy_greedy": (
+        "those with a success rate nearest 0.5",
+        "the rows with a success rate nearest 0.5 were kept",
+    ),
+    "pass_rate_band": (
+        "the first that are neither always right nor always wrong",
+        "rows that are neither always right nor always wrong were kept in their order",
+    ),
+}
+"""Strategies that do not rank by the score, which then only says what may be kept: how the first line and
+how a sentence say it."""
+RATES = frozenset({"success_rate", "learnability"})
+IS_PROPERTY: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("accuracy_greedy_score", "pass_rate_band_score", "learnability"), RATES),
+    "longest_score": frozenset({"tokens", "length"}),
+    "most_steps_score": frozenset({"steps"}),
+    "loss_score": frozenset({"loss"}),
+}
+"""Columns that are a property of the row themselves, under these names among the confounds."""
 
 
 @dataclass
@@ -118,6 +144,10 @@ class Card(Section):
                 "source": source_name(manifest),
                 "model": model_name(manifest),
                 "budget": budget_words(manifest["budget"]["asked"]),
+                "how": how(manifest),
+                "unranked": UNRANKED.get(str(manifest["selector"]["strategy"])),
+                "is_property": is_property(str(manifest["selector"]["column"])),
+                "direction_model": _direction_model(manifest["selector"].get("direction")),
                 **LABELS,
             }
             environment = _environment()
@@ -135,6 +165,25 @@ class Card(Section):
 def _below(parts: Mapping[str, str], body: Callable[[str], str]) -> dict[str, Section]:
     bodies = {title: body(part) for title, part in parts.items()}
     return {title: Section(title, text) for title, text in bodies.items() if text}
+
+
+def how(manifest: Mapping[str, Any]) -> str:
+    """What stands before the selector's name: "chosen by", or "chosen at random among the rows scored by"."""
+    words = UNRANKED.get(str(manifest["selector"].get("strategy")))
+    return "chosen by" if words is None else f"{words[0]} among the rows scored by"
+
+
+def is_property(column: str) -> frozenset[str]:
+    """The confounds that a column is itself."""
+    end = column.rpartition("_")[2]
+    return IS_PROPERTY.get(column, frozenset({end} & {"tokens", "loss"}))
+
+
+def _direction_model(direction: Any) -> str | None:
+    model = direction.get("model") if isinstance(direction, Mapping) else None
+    if not isinstance(model, Mapping):
+        return None
+    return model_name({"model": {name: model.get(name) and str(model[name]) for name in ("id", "sha", "digest")}})
 
 
 def source_name(manifest: Mapping[str, Any]) -> str:

@@ -136,7 +136,7 @@ def _expression(completion: str) -> str:
     else:
         text = completion.rstrip()
         text = text[max(text.rfind("\n"), text.rfind("\r")) + 1 :]
-    text = text.strip().strip("$`").strip().removesuffix(".").rstrip()
+    text = text.strip().lstrip("$` ").rstrip("$`. \t")
     if not text:
         raise _UnreadableError("there is no expression")
     if len(text) > LONGEST:
@@ -169,9 +169,8 @@ def _tree(text: str) -> ast.expr:
     """The syntax tree of an expression that holds nothing but numbers and the operations."""
     if not _SAFE.fullmatch(text):
         strange = next((char for char in text if not _SAFE.fullmatch(char)), "")
-        raise _UnreadableError(
-            f"{strange!r} is no part of an expression: {text}" if strange else "there is no expression"
-        )
+        said = f"{strange!r} is no part of an expression: {text}" if strange else "there is no expression"
+        raise _UnreadableError(said)
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply

@@ -46,7 +46,7 @@ class Mathematics(Verifier):
     """The completion's answer is the gold answer as a mathematical object: \\boxed{\\frac{2}{4}} for a gold of 0.5.
 
     Both are read and compared with math-verify's own settings. A gold without \\boxed, $...$, \\( or \\[ is read as
-    one expression in LaTeX. A completion that takes longer than the time limit or ends its process could not be parsed.
+    one expression in LaTeX. A completion that exceeds the time limit or ends its process could not be parsed.
 
     Parameters:
         gold: the column of the gold answer; its text after the last "####" counts.
@@ -212,10 +212,10 @@ def _gold(row: Row, column: str) -> str | RowError:
 
 
 def _begin() -> None:
-    """Imports what judging needs, which is slow, before the first task's time begins."""
+    """Imports and builds what judging needs, which is slow, before the first completion's time begins."""
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.ERROR)  # they warn that their time limits are off
-    importlib.import_module("math_verify")
+    judge("1", "$1$")
 
 
 def _end(pool: Any, process: int) -> None:

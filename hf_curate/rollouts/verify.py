@@ -227,8 +227,8 @@ def read_gold(row: Row, column: str) -> str:
         raise wrong_type(f"column {column!r}", value, "text or a number")
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
-    gold = str(value).rpartition(HASHES)[2].strip()
-    if not gold or gold == "nan":
+    gold = "" if value != value else str(value).rpartition(HASHES)[2].strip()  # NaN: a missing value of pandas
+    if not gold:
         raise RowError("gold missing", f"column {column!r} holds {shown(repr(value))}")
     return gold
 

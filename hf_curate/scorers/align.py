@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_curate.scorers.fitting import has_signal
 from hf_curate.scorers.groups import Group
-from hf_curate.scorers.policy import DirectedScorer, has_signal, mean_gradient
+from hf_curate.scorers.policy import DirectedScorer
 
 if TYPE_CHECKING:
     import torch
     from datasets import Features
-    from torch import nn
-
-    from hf_curate.gradients.directions import Direction
-    from hf_curate.models import LanguageModel
 
 
 class AlignScorer(DirectedScorer):
@@ -73,11 +70,6 @@ class AlignScorer(DirectedScorer):
     @property
     def column(self) -> str:
         return "align_score"
-
-    def _mean(
-        self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any
-    ) -> tuple[Direction, dict[str, Any]]:
-        return mean_gradient(self, model, parameters, dataset)
 
     def score_group(self, group: Group, rank: int | None) -> dict[str, Any]:
         self.need_fit()

@@ -19,7 +19,7 @@ from hf_curate.errors import ColumnsError, CurateError, RowError
 from hf_curate.groups import GroupColumns, read_group
 from hf_curate.rows import check_named, listed
 from hf_curate.scorers.base import Scorer
-from hf_curate.scorers.learnalign import checked_number
+from hf_curate.scorers.checks import checked_number
 from hf_curate.scorers.reading import is_list, said_batch
 from hf_curate.scorers.texts import LongestScorer, LossScorer, MostStepsScorer, score_columns
 

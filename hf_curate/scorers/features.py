@@ -21,8 +21,9 @@ import numpy as np
 from hf_curate.errors import DirectionError, RowError
 from hf_curate.gradients.directions import file_digest
 from hf_curate.models import evaluating
+from hf_curate.scorers.fitting import Counts, advantages, has_signal, no_signal, read_groups
 from hf_curate.scorers.groups import Group
-from hf_curate.scorers.policy import Counts, Fitted, advantages, has_signal, no_signal, read_groups
+from hf_curate.scorers.policy import Fitted
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +75,15 @@ def features_of(
     return features.cpu() if alive else None
 
 
-def write_features(scorer: LearnAlignScorer, model: LanguageModel, dataset: Any, path: Path, key: str) -> None:
+def write_features(
+    scorer: LearnAlignScorer, model: LanguageModel, dataset: Any, path: Path, key: str, said: Mapping[str, Any]
+) -> None:
     """One pass over the pool: features of every problem with learnability, and the mean of V phi / |phi|."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    projection, counts = projection_of(scorer, model), Counts()
+    projection, counts = projection_of(scorer, model), Counts(scorer.correct_above)
     mean = torch.zeros(projection.size, dtype=torch.float64)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -106,12 +110,20 @@ def write_features(scorer: LearnAlignScorer, model: LanguageModel, dataset: Any,
             raise DirectionError(no_signal(scorer.kind, record))
         mean /= counts.readable
         save_file({"mean": mean}, folder / MEAN)
-        told = {**scorer._describe(key, record, scorer.chosen(model)), "norm": float(mean.norm())}
+        told = {**scorer._describe(key, record, scorer.chosen(model)), **said, "norm": float(mean.norm())}
         told |= {"features": projection.size}
-        index = {"schema": SCHEMA, "record": told, "shards": shards}
+        index = {"schema": SCHEMA, "record": told, "mean_sha256": file_digest(folder / MEAN), "shards": shards}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         folder.chmod(0o755)
-        folder.rename(path)
+        try:
+            folder.rename(path)
+        except OSError:  # another process was first
+            if not path.is_dir() or read_index(path)["record"].get("key") != key:
+                raise
+    except (OSError, SafetensorError) as error:
+        raise DirectionError(
+            f"the features cannot be written to {path.name!r} ({error}): give another out=."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     logger.info("%s features of %s rows -> %s", f"{projection.size:,}", f"{counts.with_signal:,}", path)
@@ -148,7 +160,7 @@ class _Shards:
             "features": torch.stack(features),
         }
         save_file(tensors, self.folder / name)
-        self.shards.append({"file": name, "rows": len(self.rows)})
+        self.shards.append({"file": name, "rows": len(self.rows), "sha256": file_digest(self.folder / name)})
         self.rows = []
 
 
@@ -166,10 +178,14 @@ class FeatureStore:
         if fitted.key is not None and self.record.get("key") != fitted.key:
             raise DirectionError(f"{folder.name!r} has changed since the scorer was fitted: fit it again.")
         try:
+            digests = {MEAN: index.get("mean_sha256")} | {s["file"]: s.get("sha256") for s in index["shards"]}
+            changed = [name for name, known in digests.items() if file_digest(folder / name) != known]
             self.mean = load_file(folder / MEAN)["mean"]
             self._places = self._read_keys(index["shards"])
         except Exception as error:  # safetensors raises its own kind, OSError and KeyError for damaged files
             raise DirectionError(f"the features in {folder.name!r} cannot be read ({error}): fit again.") from error
+        if changed:
+            raise DirectionError(f"{changed[0]} in {folder.name!r} has changed since it was written: fit again.")
         self._files: dict[str, Any] = {}
         self._projection: tuple[LanguageModel, Projection] | None = None
 
@@ -225,17 +241,3 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(index.get("record"), dict) or not isinstance(index.get("shards"), list):
         raise DirectionError(f"the {INDEX} of {folder.name!r} is not complete: delete the folder and fit again.")
     return index
-
-
-def is_there(path: Path, key: str) -> bool:
-    """Whether the folder holds the features of this very fit. Raises if it holds anything else."""
-    if not path.exists():
-        return False
-    found = str(read_index(path)["record"].get("key"))
-    if found != key:
-        raise DirectionError(
-            f"{path.name!r} holds features of another fit ({found[:12]}, now {key[:12]}): give another out=, or "
-            "delete it."
-        )
-    logger.info("projected features taken from %s", path.name)
-    return True

@@ -21,28 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.errors import DirectionError, RowError
+from hf_curate.errors import ColumnsError, DirectionError, RowError
+from hf_curate.scorers.fitting import advantages, cached, check_pool, has_signal
 from hf_curate.scorers.groups import Group
 from hf_curate.scorers.model import one_of
-from hf_curate.scorers.policy import (
-    DirectedScorer,
-    Fitted,
-    advantages,
-    cached,
-    check_pool,
-    has_signal,
-    mean_gradient,
-)
+from hf_curate.scorers.policy import DirectedScorer, Fitted
 
 if TYPE_CHECKING:
     import torch
     from datasets import Features
-    from torch import nn
 
-    from hf_curate.gradients.directions import Direction
-    from hf_curate.models import LanguageModel
 
 STATISTICS = ("cosine", "dot", "t", "corr")
+SPREAD_NEEDS = 3
+"""Rollouts from which on their spread says something."""
 SPREAD = 1e-9
 """Standard deviations below this share of the largest value are 0 up to rounding."""
 
@@ -54,22 +46,23 @@ def statistics(rewards: np.ndarray, products: np.ndarray) -> dict[str, float]:
         rewards: [K]; products: [K] d_k, each rollout's gradient along the direction.
 
     Returns:
-        "dot" mean_k A_k d_k; "stderr" its standard error, NaN for K = 1; "t" their ratio, NaN where the standard error
-        is 0 (always so for K = 2, and where all products are equal); "corr" the Pearson correlation of rewards and
-        products, 0 where one is constant.
+        "dot" mean_k A_k d_k; "stderr" its standard error; "t" their ratio, NaN where the standard error is 0 or all
+        products are equal; "corr" the Pearson correlation of rewards and products, 0 where one is constant. Of fewer
+        than 3 rollouts stderr, t and corr are NaN: the two s_k of K = 2 are always equal.
     """
     a, d = advantages(np.asarray(rewards, dtype=np.float64)), np.asarray(products, dtype=np.float64)
     apart = d - d.mean()
     s = a * apart
     dot = float(s.mean())
-    stderr = float(s.std(ddof=1) / len(s) ** 0.5) if len(s) > 1 else float("nan")
+    few = len(s) < SPREAD_NEEDS
+    stderr = float("nan") if few else float(s.std(ddof=1) / len(s) ** 0.5)
     norms = float(np.linalg.norm(a) * np.linalg.norm(apart))
     differ = norms > SPREAD * float(np.linalg.norm(a) * np.linalg.norm(d))
     return {
         "dot": dot,
         "stderr": stderr,
         "t": dot / stderr if differ and stderr > SPREAD * float(np.abs(s).max()) else float("nan"),
-        "corr": float(s.sum()) / norms if differ else 0.0,
+        "corr": float("nan") if few else float(s.sum()) / norms if differ else 0.0,
     }
 
 
@@ -87,7 +80,8 @@ class GradAlignScorer(DirectedScorer):
         parameters (`str`, *optional*, defaults to `"all"`): "all" (as the authors), "linear" (every linear layer but
             the LM head), "adapters" (of a PEFT model), or a regular expression for parameter names.
         statistic (`str`, *optional*, defaults to `"cosine"`): "cosine", "dot" (inner product), "t" (its ratio to its
-            standard error; null for fewer than 3 rollouts) or "corr" (correlation of rewards and products).
+            standard error) or "corr" (correlation of rewards and products); the last two are null for fewer than 3
+            rollouts. Measured: see the README on what they reward beside direction.
         revision, tokenizer, dtype, device, model_kwargs: as for `GraceScorer`.
         prompt, messages, responses, response_ids, rewards (`str`, *optional*): names of columns. Without them:
             `messages`, `conversations`, `prompt` or its aliases; `response_ids` before `responses`; `rewards`.
@@ -96,7 +90,7 @@ class GradAlignScorer(DirectedScorer):
             gradient in memory until it is done. Defaults to 8,192 on the CPU and 32,768 elsewhere.
 
     Adds `gradalign_score` (float32), `gradalign_stderr` (float32, standard error of the inner product over the
-    rollouts, null for a single one) and `gradalign_error` (string, "" when scored). A problem whose rewards are all
+    rollouts, null for fewer than 3) and `gradalign_error` (string, "" when scored). A problem whose rewards are all
     equal, or whose gradient cancels to rounding noise, has no signal: its score is exactly 0.0, and it costs no
     forward.
 
@@ -183,31 +177,36 @@ class GradAlignScorer(DirectedScorer):
         how = "validation=validation" if self.validation is not None else "direction=direction"
         return super().call()[:-1] + f", {how})"
 
-    def fit(self, dataset: Any, out: str | Path | None = None) -> GradAlignScorer:
-        with self.reader.aside():
-            return super().fit(dataset, out)
+    def fit(
+        self,
+        dataset: Any,
+        out: str | Path | None = None,
+        *,
+        source: str | None = None,
+        verifier: str | None = None,
+    ) -> GradAlignScorer:
+        try:
+            with self.reader.aside():
+                return super().fit(dataset, out, source=source, verifier=verifier)
+        except ColumnsError as error:
+            raise ColumnsError(f"of the validation set: {error}") from error
 
     def direction_record(self) -> dict[str, Any] | None:
         """Of the validation gradient, also where an earlier process made it."""
-        from hf_curate.gradients.directions import read_record
-
         if self.fitted is None and (path := self._fitted_argument()["direction"].path).is_file():
-            return read_record(path)
+            return self._record_at(path)
         return super().direction_record()
 
     def prepare(self, dataset: Any = None) -> None:
         """Computes the validation gradient, unless it is there."""
         if self.fitted is None:
             self.fit(self.validation)
+        self._check_still()
 
     def need_fit(self) -> Fitted:
-        self.prepare()
+        if self.fitted is None:
+            self.fit(self.validation)
         return super().need_fit()
-
-    def _mean(
-        self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any
-    ) -> tuple[Direction, dict[str, Any]]:
-        return mean_gradient(self, model, parameters, dataset)
 
     def measure(self, group: Group, rank: int | None = None) -> dict[str, float] | None:
         """All statistics of one problem and the standard error of its inner product; None where it has no signal.
@@ -217,7 +216,7 @@ class GradAlignScorer(DirectedScorer):
         """
         if not has_signal(group.rewards):
             return None
-        found, norm = self.products(group, rank)
+        found, norm = self.products(group, rank, per_rollout=True)
         if found.cancels:
             return None
         assert found.per_rollout is not None
@@ -228,18 +227,17 @@ class GradAlignScorer(DirectedScorer):
     def score_group(self, group: Group, rank: int | None) -> dict[str, Any]:
         known = self.measure(group, rank)
         if known is None:
-            alone = len(group.rewards) < 2
-            return {
-                "gradalign_score": np.float32(0.0),
-                "gradalign_stderr": None if alone else np.float32(0.0),
-            }
-        if np.isnan(known[self.statistic]):
+            few = len(group.rewards) < SPREAD_NEEDS
+            return {"gradalign_score": np.float32(0.0), "gradalign_stderr": None if few else np.float32(0.0)}
+        score, stderr = known[self.statistic], known["stderr"]
+        if np.isnan(score):
             raise RowError(
-                "no spread", f"the {len(group.rewards)} rollouts agree entirely, and a t value needs their spread"
+                "no spread",
+                f"{len(group.rewards)} rollouts say nothing of their spread, and {self.statistic} needs it",
             )
         return {
-            "gradalign_score": np.float32(known[self.statistic]),
-            "gradalign_stderr": np.float32(known["stderr"]),
+            "gradalign_score": np.float32(score),
+            "gradalign_stderr": None if np.isnan(stderr) else np.float32(stderr),
         }
 
     # -- pickles ------------------------------------------------------------------------------------------------------

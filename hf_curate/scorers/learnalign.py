@@ -15,16 +15,17 @@ policy that was warmed up by GRPO on a random part of the pool: here they are ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.errors import CurateError, DirectionError, RowError
+from hf_curate.errors import DirectionError, RowError
 from hf_curate.models import evaluating
+from hf_curate.scorers.checks import checked_count, checked_number, checked_seed
+from hf_curate.scorers.fitting import Counts, advantages, has_signal, read_groups
 from hf_curate.scorers.groups import Group
-from hf_curate.scorers.policy import Counts, DirectedScorer, advantages, has_signal, read_groups
+from hf_curate.scorers.policy import DirectedScorer
 
 if TYPE_CHECKING:
     import torch
@@ -139,6 +140,9 @@ class LearnAlignScorer(DirectedScorer):
         own = {"projection_dim": self.projection_dim, "correct_above": self.correct_above}
         return own if self.projection_dim is None else {**own, "seed": self.seed}
 
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "zero_without_signal": "0 < p < 1"}
+
     def learnability(self, rewards: np.ndarray) -> float:
         p = success_rate(rewards, self.correct_above)
         return p * (1.0 - p)
@@ -165,13 +169,13 @@ class LearnAlignScorer(DirectedScorer):
     # -- exact: the mean of z_j as a direction ------------------------------------------------------------------------
 
     def _mean(
-        self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any
-    ) -> tuple[Direction, dict[str, Any]]:
+        self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any, counts: Counts
+    ) -> Direction:
         """mean_j z_j. Beside the model there are two gradients: the sum, and that of one problem."""
         from hf_curate.gradients.directions import Direction
         from hf_curate.gradients.inner import whole_gradient
 
-        total, counts, limit = Direction.zeros(parameters), Counts(), self.token_limit(model)
+        total, limit = Direction.zeros(parameters), self.token_limit(model)
         for item in read_groups(self.reader, dataset, f"fitting the {self.kind}"):
             value = 0.0 if isinstance(item, RowError) else self.learnability(item.rewards)
             if isinstance(item, RowError) or not (value and has_signal(item.rewards)):
@@ -189,7 +193,7 @@ class LearnAlignScorer(DirectedScorer):
                 gradient, norm = found
                 for name in list(gradient):
                     total.add(name, gradient.pop(name), value / norm)
-        return total.divided(counts.readable), counts.record()
+        return total.divided(counts.readable)
 
     def _describe(self, key: str, counts: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
         return {**super()._describe(key, counts, parameters), **self._own()}
@@ -214,64 +218,37 @@ class LearnAlignScorer(DirectedScorer):
     def _suffix(self) -> str:
         return ".safetensors" if self.projection_dim is None else ""
 
+    def _record_at(self, path: Path) -> dict[str, Any]:
+        if self.projection_dim is None:
+            return super()._record_at(path)
+        from hf_curate.scorers.features import read_index
+
+        return read_index(path)["record"]
+
     def _file_digest(self, path: Path) -> str:
         if self.projection_dim is None:
             return super()._file_digest(path)
-        from hf_curate.gradients.directions import file_digest
-        from hf_curate.scorers.features import INDEX, read_index
+        from hf_curate.scorers.features import INDEX
 
-        read_index(path)
-        return file_digest(path / INDEX)
+        return super()._file_digest(path / INDEX)
 
-    def _is_there(self, path: Path, key: str) -> bool:
+    def _make(self, dataset: Any, path: Path, key: str, said: Mapping[str, Any]) -> None:
         if self.projection_dim is None:
-            return super()._is_there(path, key)
-        from hf_curate.scorers.features import is_there
-
-        return is_there(path, key)
-
-    def direction_record(self) -> dict[str, Any] | None:
-        if self.projection_dim is None or self.fitted is None:
-            return super().direction_record()
-        from hf_curate.scorers.features import read_index
-
-        return read_index(self.fitted.path)["record"] if self.fitted.path.is_dir() else None
-
-    def _make(self, dataset: Any, path: Path, key: str) -> None:
-        if self.projection_dim is None:
-            super()._make(dataset, path, key)
+            super()._make(dataset, path, key, said)
             return
         from hf_curate.scorers.features import write_features
 
         model = self.load()
         with evaluating(model.model):
-            write_features(self, model, dataset, path, key)
+            write_features(self, model, dataset, path, key, said)
 
     def _feature_product(self, group: Group, rank: int | None) -> float:
         from hf_curate.scorers.features import FeatureStore
 
         fitted = self.need_fit()
-        if self._features is None or self._features.fitted != fitted:
+        if self._features is None or self._features.fitted != fitted or self._weights != self._mark():
             store = FeatureStore(fitted)
             self._check_kind(store.record)
             self._check_model(store.record)
-            self._features = store
+            self._features, self._weights = store, self._mark()
         return self._features.product(self, group, rank)
-
-
-def checked_number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
-        raise CurateError(f"{name}={value!r} must be a finite number.")
-    return float(value)
-
-
-def checked_count(value: Any, name: str) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise CurateError(f"{name}={value!r} must be a whole number from 1 on, or None.")
-    return value
-
-
-def checked_seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise CurateError(f"seed={value!r} is not a whole number from 0 on: seed=0.")
-    return value

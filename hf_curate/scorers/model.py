@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_curate.errors import CurateError
 from hf_curate.models import as_dtype, load_model, settle_after_fork
 from hf_curate.scorers.base import Scorer
-from hf_curate.weights import ModelSource, config_dtype, load_config
+from hf_curate.weights import ModelSource, config_dtype, folder_digest, load_config
 
 if TYPE_CHECKING:
     from hf_curate.models import LanguageModel
@@ -55,6 +55,7 @@ class ModelScorer(Scorer):
         self.model_kwargs_record = _recorded(self.model_kwargs)
         as_dtype(self.dtype)
         self._loaded: LanguageModel | None = None
+        self._on_disk: str | None = None  # digest of the folder that was loaded
         self._warned_unknown = False
 
     # -- what a Scorer answers ----------------------------------------------------------------------------------------
@@ -110,7 +111,10 @@ class ModelScorer(Scorer):
     def load(self, rank: int | None = None) -> LanguageModel:
         """The model on its device; loaded at the first call, one per process."""
         settle_after_fork()  # a function that holds a loaded scorer may have been forked with it
-        if self._loaded is None or (self.source.live is not None and not self._loaded.is_current()):
+        on_disk = folder_digest(Path(self.source.name)) if self.source.kind == "folder" else None
+        gone = self.source.live is not None and self._loaded is not None and not self._loaded.is_current()
+        if self._loaded is None or gone or on_disk != self._on_disk:  # a trainer may save to the same folder again
+            self._on_disk = on_disk
             self._before_load()
             self._loaded = load_model(
                 self.source,

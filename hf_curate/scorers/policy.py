@@ -10,19 +10,29 @@ import hashlib
 import json
 import logging
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from hf_curate.errors import DirectionError, RowError, ScoreError
 from hf_curate.models import evaluating
-from hf_curate.scorers.base import reasons_of, which_weights
+from hf_curate.scorers.base import which_weights
+from hf_curate.scorers.fitting import (
+    Counts,
+    advantages,
+    cached,
+    check_pool,
+    check_writable,
+    mean_gradient,
+    named,
+    no_signal,
+    rows_digest,
+)
 from hf_curate.scorers.groups import Group, GroupReader
 from hf_curate.scorers.model import ModelScorer
+from hf_curate.sources import public_name
+from hf_curate.weights import folder_digest
 
 if TYPE_CHECKING:
     import torch
@@ -36,16 +46,10 @@ logger = logging.getLogger("hf_curate")
 Self = TypeVar("Self", bound="DirectedScorer")
 
 COLUMNS = ("prompt", "messages", "responses", "response_ids", "rewards")
-
-
-def advantages(rewards: np.ndarray) -> np.ndarray:
-    """[K] reward minus the group's mean."""
-    return rewards - rewards.mean()
-
-
-def has_signal(rewards: np.ndarray) -> bool:
-    """Whether the rewards differ; if all are equal, the policy gradient is 0."""
-    return bool(rewards.max() > rewards.min())
+CORRECT_ABOVE = 0.5
+"""A rollout with a higher reward counts as correct, unless a scorer is told otherwise."""
+KEPT_VALUES = 40
+"""Values of the model's width that a block keeps for each token of a backward, about."""
 
 
 class PolicyScorer(ModelScorer):
@@ -54,6 +58,7 @@ class PolicyScorer(ModelScorer):
     reader: GroupReader
     batch_rows = 16
     """Rows that `score` hands over at a time: a row holds many rollouts, and the bar should move."""
+    correct_above = CORRECT_ABOVE
 
     def _take(self, given: Mapping[str, Any]) -> None:
         super()._take(given)
@@ -81,6 +86,15 @@ class PolicyScorer(ModelScorer):
         if self._chosen is None or self._chosen[0] is not model:
             self._chosen = (model, parameters_of(model.model, self.parameters))
         return self._chosen[1]
+
+    def token_limit(self, model: LanguageModel) -> int:
+        """Padded tokens whose activations a backward keeps: as many as fit into 8 GiB (1 GiB on the CPU)."""
+        config = model.model.config.get_text_config()
+        wide, deep = getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None)
+        if self.batch_tokens or not wide or not deep:
+            return self.batch_tokens or 8192
+        room = 2**30 if model.device.type == "cpu" else 2**33
+        return min(max(room // (KEPT_VALUES * wide * deep * model.head.weight.element_size()), 256), 32768)
 
     def score_rows(
         self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
@@ -112,6 +126,10 @@ class Fitted:
     key: str | None = None
     sha256: str | None = None
 
+    def without_digest(self) -> Fitted:
+        """For a hash that is the same before and after a fit."""
+        return replace(self, sha256=None) if self.key is not None else self
+
 
 class DirectedScorer(PolicyScorer):
     """Base of the scorers that compare gradients with a direction, fitted before on a dataset and kept as a file.
@@ -126,8 +144,9 @@ class DirectedScorer(PolicyScorer):
         super()._take(given)
         self.fitted: Fitted | None = None
         self._key: str | None = None  # of the fit to come
+        self._implicit = False  # fitted by `score` on its pool, not by the caller
         self._at_hand: tuple[LanguageModel, dict[str, torch.Tensor], float] | None = None
-        self._version: int | None = None  # of the model's weights when the direction was checked
+        self._weights: Any = None  # the mark of the model's weights when the direction was checked
         self._record: dict[str, Any] | None = None
 
     def _take_direction(self, direction: Any) -> None:
@@ -136,12 +155,17 @@ class DirectedScorer(PolicyScorer):
             self.fitted = direction
         elif direction is not None:
             path = Path(str(direction)).expanduser()
-            self.fitted = Fitted(path.resolve(), sha256=self._file_digest(path))
+            key = self._record_at(path).get("key")
+            self.fitted = Fitted(path.resolve(), key if isinstance(key, str) else None, self._file_digest(path))
+
+    def _record_at(self, path: Path) -> dict[str, Any]:
+        from hf_curate.gradients.directions import read_record
+
+        return read_record(path)
 
     def _file_digest(self, path: Path) -> str:
-        from hf_curate.gradients.directions import file_digest, read_record
+        from hf_curate.gradients.directions import file_digest
 
-        read_record(path)
         return file_digest(path)
 
     # -- which direction ----------------------------------------------------------------------------------------------
@@ -151,29 +175,38 @@ class DirectedScorer(PolicyScorer):
 
     def _which(self) -> dict[str, Any] | None:
         """The direction, by what it was made from (or by its file, where only that is known)."""
-        if self.fitted is not None and self.fitted.sha256 is not None:
+        if self.fitted is not None and self.fitted.key is None:
             return {"sha256": self.fitted.sha256}
         key = self.fitted.key if self.fitted is not None else self._key
         return None if key is None else {"fit": key}
 
     def expect(self, dataset: Any) -> None:
-        if self.fitted is None:
+        """A fit that `score` made on another pool does not stay."""
+        if self.fitted is None or self._implicit:
             self._key = self._fit_key(dataset)
+            if self.fitted is not None and self.fitted.key != self._key:
+                self.fitted, self._implicit = None, False
 
     def prepare(self, dataset: Any) -> None:
         """Fits on the dataset, unless the scorer is fitted."""
         if self.fitted is None:
             self.fit(dataset)
+            self._implicit = True
+        self._check_still()
+
+    def _check_still(self) -> None:
+        """Raises if the weights are no longer those of the direction, however they were changed."""
+        record = self.direction_record() if self.fitted is not None else None
+        if record is not None and self.source.live is not None:
+            self._check_model(record)
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "direction": self.direction_record(), "zero_without_signal": True}
 
     def direction_record(self) -> dict[str, Any] | None:
         """What the fitted direction says of itself; None before it is fitted."""
-        from hf_curate.gradients.directions import read_record
-
-        if self._record is None and self.fitted is not None and self.fitted.path.is_file():
-            self._record = read_record(self.fitted.path)
+        if self._record is None and self.fitted is not None and self.fitted.path.exists():
+            self._record = self._record_at(self.fitted.path)
         return self._record
 
     def _fit_key(self, dataset: Any) -> str:
@@ -193,14 +226,22 @@ class DirectedScorer(PolicyScorer):
 
     # -- fitting ------------------------------------------------------------------------------------------------------
 
-    def fit(self: Self, dataset: Any, out: str | Path | None = None) -> Self:
+    def fit(
+        self: Self,
+        dataset: Any,
+        out: str | Path | None = None,
+        *,
+        source: str | None = None,
+        verifier: str | None = None,
+    ) -> Self:
         """Computes the direction from a dataset of rollouts and keeps it as a file; returns the scorer.
 
         Args:
             dataset: a map-style dataset with prompts, responses (or response_ids) and rewards.
             out: the file to write (a folder, for projected features); None is a file in the Hugging Face cache
                 (`$HF_HOME/hf_curate/directions`), named by what it was made from. A file of the same fit is used as
-                it is; one of another fit is never overwritten.
+                it is; one of another fit is never overwritten. The file is as large as the parameters in float32.
+            source, verifier: where the rows came from and who gave their rewards, for the record alone.
 
         Raises:
             DirectionError: no row has a signal, or `out` holds something else.
@@ -209,10 +250,11 @@ class DirectedScorer(PolicyScorer):
         self.reader.columns_of(self.reader.reads(dataset.column_names), dataset[0])
         key = self._fit_key(dataset)
         path = Path(out).expanduser().resolve() if out is not None else cached(key, self._suffix())
-        self._at_hand, self._record = None, None
+        self._at_hand, self._record, self._implicit = None, None, False
         if not self._is_there(path, key):
-            self._make(dataset, path, key)
-        self.fitted = Fitted(path, key=key)
+            check_writable(path)
+            self._make(dataset, path, key, {"source": public_name(source), "verifier": verifier})
+        self.fitted = Fitted(path, key, self._file_digest(path))
         return self
 
     def _suffix(self) -> str:
@@ -220,11 +262,9 @@ class DirectedScorer(PolicyScorer):
 
     def _is_there(self, path: Path, key: str) -> bool:
         """Whether the path holds this very fit. Raises if it holds anything else."""
-        from hf_curate.gradients.directions import read_record
-
         if not path.exists():
             return False
-        record = read_record(path)
+        record = self._record_at(path)
         if record.get("key") != key:
             raise DirectionError(
                 f"{path.name!r} holds a direction of another fit ({str(record.get('key'))[:12]}, now {key[:12]}): "
@@ -233,19 +273,15 @@ class DirectedScorer(PolicyScorer):
         logger.info("direction of %s rows taken from %s", f"{record['rows']['in']:,}", path.name)
         return True
 
-    def _make(self, dataset: Any, path: Path, key: str) -> None:
+    def _make(self, dataset: Any, path: Path, key: str, said: Mapping[str, Any]) -> None:
         model = self.load()
-        parameters = self.chosen(model)
+        parameters, seen = self.chosen(model), Counts(self.correct_above)
         with evaluating(model.model):
-            direction, counts = self._mean(model, parameters, dataset)
-        norm = direction.norm
-        if not np.isfinite(norm):
-            raise DirectionError(
-                f"a gradient of the {self.kind} overflows in {self.model_record()['dtype']}: dtype='float32'."
-            )
+            direction = self._mean(model, parameters, dataset, seen)
+        counts, norm = seen.record(), direction.norm
         if norm == 0.0 or not counts["with_signal"]:
             raise DirectionError(no_signal(self.kind, counts))
-        direction.record = {**self._describe(key, counts, parameters), "norm": norm}
+        direction.record = {**self._describe(key, counts, parameters), **said, "norm": norm}
         direction.save(path)
         size = path.stat().st_size / 1e6
         logger.info("direction of %s rows -> %s (%.0f MB)", f"{counts['in']:,}", path, size)
@@ -261,30 +297,35 @@ class DirectedScorer(PolicyScorer):
                 "values": sum(p.numel() for p in parameters.values()),
             },
             "rows": dict(counts),
-            "verifier": None,  # rewards are taken as given
         }
 
-    @abstractmethod
     def _mean(
-        self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any
-    ) -> tuple[Direction, dict[str, Any]]:
-        """The direction, and the counts of rows: in, with_signal, without_signal, failed by reason."""
+        self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any, counts: Counts
+    ) -> Direction:
+        """The direction: the mean gradient, unless a subclass means something else."""
+        what = f"fitting the {self.kind}"
+        return mean_gradient(self.reader, model, parameters, dataset, what, counts, self.token_limit(model))
 
     # -- using it -----------------------------------------------------------------------------------------------------
 
     def direction(self, model: LanguageModel) -> tuple[dict[str, torch.Tensor], float]:
-        """The direction beside the model's parameters, and its norm; read and checked once, and again when a live
-        model was trained since."""
-        version = _version(model.model)
-        if self._at_hand is None or self._at_hand[0] is not model or self._version != version:
+        """The direction beside the model's parameters, and its norm; read and checked once, and again when the
+        weights have changed since."""
+        if self._at_hand is None or self._at_hand[0] is not model or self._weights != self._mark():
             tensors = self._read(model)
             from hf_curate.gradients.inner import inner
 
             norm = sum(inner(tensor, tensor) for tensor in tensors.values()) ** 0.5
             if norm == 0.0:
                 raise DirectionError("the direction is zero everywhere: nothing can point along it.")
-            self._at_hand, self._version = (model, tensors, norm), version
+            self._at_hand, self._weights = (model, tensors, norm), self._mark()
         return self._at_hand[1:]
+
+    def _mark(self) -> Any:
+        """Something cheap that changes with the weights: all but writes through `.data`, which `_check_still` sees."""
+        if self.source.live is not None:
+            return id(self.source.live), _version(self.source.live)
+        return folder_digest(Path(self.source.name)) if self.source.kind == "folder" else self.source.commit
 
     def _read(self, model: LanguageModel) -> dict[str, torch.Tensor]:
         from hf_curate.gradients.directions import Direction, file_digest
@@ -309,11 +350,12 @@ class DirectedScorer(PolicyScorer):
 
     def _check_model(self, record: Mapping[str, Any]) -> None:
         """Raises unless the direction was made with this model's weights."""
-        theirs, ours = record.get("model") or {}, self.model_record()
+        theirs, ours = record.get("model"), self.model_record()
+        theirs = theirs if isinstance(theirs, Mapping) else {}
         known = [name for name in ("digest", "sha") if theirs.get(name) and ours.get(name)]
         if (known and any(theirs[name] != ours[name] for name in known)) or not known:
             raise DirectionError(
-                f"the direction was made with {_named(theirs)}, and this scorer has {_named(ours)}: gradients of two "
+                f"the direction was made with {named(theirs)}, and this scorer has {named(ours)}: gradients of two "
                 "models cannot be compared. Fit it again with this model."
             )
 
@@ -322,7 +364,7 @@ class DirectedScorer(PolicyScorer):
             raise ScoreError(f"{type(self).__name__} is not fitted: scorer.fit(dataset) before dataset.map(scorer).")
         return self.fitted
 
-    def products(self, group: Group, rank: int | None) -> tuple[Products, float]:
+    def products(self, group: Group, rank: int | None, per_rollout: bool = False) -> tuple[Products, float]:
         """Inner products of a problem's gradient with the direction, and the direction's norm."""
         from hf_curate.gradients.inner import policy_products
 
@@ -335,14 +377,22 @@ class DirectedScorer(PolicyScorer):
                 advantages(group.rewards).tolist(),
                 self.chosen(model),
                 tensors,
+                per_rollout=per_rollout,
                 batch_tokens=self.token_limit(model),
             )
         return found, norm
 
     # -- pickles ------------------------------------------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_still()
+        return super().__getstate__()
+
     def _portable_arguments(self) -> dict[str, Any]:
-        return {**super()._portable_arguments(), **self._fitted_argument()}
+        arguments = self._fitted_argument()
+        if isinstance(arguments["direction"], Fitted):
+            arguments["direction"] = arguments["direction"].without_digest()
+        return {**super()._portable_arguments(), **arguments}
 
     def _travelling_arguments(self) -> dict[str, Any]:
         arguments = super()._travelling_arguments()  # a live model is refused before anything is fitted
@@ -356,127 +406,3 @@ class DirectedScorer(PolicyScorer):
 def _version(model: nn.Module) -> int:
     """Grows with every change of the weights in place, as optimizers and `load_state_dict` make them."""
     return sum(p._version for p in model.parameters() if not p.is_inference())
-
-
-def check_pool(dataset: Any) -> None:
-    from datasets import Dataset
-
-    if not isinstance(dataset, Dataset):
-        raise ScoreError(
-            f"a direction is fitted on a datasets.Dataset, this is a {type(dataset).__name__}: pass one split "
-            "(dataset['train']); Dataset.from_list(rows) makes one of rows."
-        )
-    if not len(dataset):
-        raise DirectionError("the dataset to fit on is empty: there is no gradient to take.")
-
-
-def read_groups(reader: GroupReader, dataset: Any, what: str) -> Iterator[Group | RowError]:
-    """The rows of a dataset as groups, one at a time, with a progress bar."""
-    from tqdm.auto import tqdm
-
-    names = reader.reads(dataset.column_names)
-    for row in tqdm(dataset.select_columns(names).with_format(None), desc=what, unit="row"):
-        yield reader.read(row)
-
-
-class Counts:
-    """Counts rows while a direction is fitted."""
-
-    def __init__(self) -> None:
-        self.reasons: Counter[str] = Counter()
-        self.all = self.with_signal = self.rollouts = self.right = self.wrong = 0
-
-    @property
-    def readable(self) -> int:
-        return self.all - sum(self.reasons.values())
-
-    def see(self, item: Group | RowError, signal: bool = False) -> None:
-        """One row, and whether its gradient went into the direction."""
-        self.all += 1
-        if isinstance(item, RowError):
-            self.reasons[str(item)] += 1
-            return
-        self.rollouts += len(item.rewards)
-        self.with_signal += signal
-        if not has_signal(item.rewards):
-            self.right += bool(item.rewards[0] > 0)
-            self.wrong += not item.rewards[0] > 0
-
-    def record(self) -> dict[str, Any]:
-        """As JSON. Raises DirectionError if no row could be read."""
-        if not self.readable:
-            raise DirectionError(f"none of the {self.all:,} rows to fit on can be read:\n{reasons_of(self.reasons)}")
-        if self.reasons:
-            failed = self.all - self.readable
-            logger.info("%d of %d rows to fit on cannot be read:\n%s", failed, self.all, reasons_of(self.reasons))
-        kinds: Counter[str] = Counter()
-        for reason, count in self.reasons.items():
-            kinds[reason.partition(":")[0]] += count
-        return {
-            "in": self.all,
-            "with_signal": self.with_signal,
-            "all_right": self.right,
-            "all_wrong": self.wrong,
-            "failed": dict(kinds),
-            "rollouts": self.rollouts,
-        }
-
-
-def mean_gradient(
-    scorer: DirectedScorer, model: LanguageModel, parameters: Mapping[str, nn.Parameter], dataset: Any
-) -> tuple[Direction, dict[str, Any]]:
-    """The mean policy gradient over the problems of a dataset; those without signal count as 0.
-
-    Beside the model there is one gradient: the sum.
-    """
-    from hf_curate.gradients.directions import Direction
-    from hf_curate.gradients.inner import distinct
-    from hf_curate.gradients.policy import policy_gradient
-
-    total, counts = Direction.zeros(parameters), Counts()
-    limit = scorer.token_limit(model)
-    for item in read_groups(scorer.reader, dataset, f"fitting the {scorer.kind}"):
-        if isinstance(item, RowError) or not has_signal(item.rewards):
-            counts.see(item)
-            continue
-        _, rollouts, weights = distinct(item.rollouts, advantages(item.rewards).tolist()).active()
-        try:
-            if rollouts:
-                policy_gradient(model, rollouts, weights, parameters, total.adder(1.0), batch_tokens=limit)
-        except RowError as error:  # before anything was added
-            counts.see(error)
-        else:
-            counts.see(item, bool(rollouts))
-    return total.divided(counts.readable), counts.record()
-
-
-def no_signal(kind: str, counts: Mapping[str, Any]) -> str:
-    return (
-        f"the {kind} has no signal: of {counts['in']:,} problems {counts['all_right']:,} got one positive reward for "
-        f"every rollout, {counts['all_wrong']:,} one reward of 0 or less, and nothing remains to point anywhere. "
-        "Take problems that the model solves sometimes, or more rollouts of each."
-    )
-
-
-def rows_digest(dataset: Any, columns: Sequence[str]) -> str:
-    """sha256 over the rows' values in these columns, one JSON line each."""
-    digest = hashlib.sha256(json.dumps(list(columns)).encode())
-    for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=256):
-        for row in table.to_pylist():
-            digest.update(
-                json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-            )
-            digest.update(b"\n")
-    return digest.hexdigest()
-
-
-def cached(key: str, suffix: str) -> Path:
-    """Where a fit lies if nobody says where: in the Hugging Face cache, by what it was made from."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "hf_curate" / "directions" / f"{key[:32]}{suffix}"
-
-
-def _named(model: Mapping[str, Any]) -> str:
-    mark = model.get("sha") or model.get("digest") or "no digest"
-    return f"{model.get('id')} ({str(mark)[:12]})"

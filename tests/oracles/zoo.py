@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hf_curate.gradients.recompute import blocks_of
 from hf_curate.models import LanguageModel, prepared
 
 VOCABULARY = 61
@@ -226,7 +227,8 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     if dtype == torch.float64:
         model.forward = _KeepDouble.around(model.forward)
         decoder = model.get_decoder()  # type: ignore[operator]
-        decoder.forward = _KeepDouble.around(decoder.forward)
+        for part in (decoder, *blocks_of(decoder)):  # blocks are also run by themselves, in a backward pass
+            part.forward = _KeepDouble.around(part.forward)
     return model
 
 
