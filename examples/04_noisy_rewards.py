@@ -7,7 +7,9 @@ The first setting of GradAlign (arXiv 2602.21492), small: candidates are held-ou
 with rollouts of the shipped model at temperature 1, and half of them, chosen at random, get Bernoulli(0.5) rewards in
 place of the true ones. The validation gradient comes from other problems with more rollouts and true rewards. Printed
 is the share of corrupted problems in the top quarter by each score: chance is 50 %. Problems without signal stay in
-the pool with score 0; ties go by the order of the rows, which says nothing of corruption; nulls come last.
+the pool with score 0; ties go by the order of the rows, which says nothing of corruption; nulls come last. A second
+table asks how much of that is direction: a score that finds clean problems by its sign finds few by minus the score,
+and one that finds them by its size finds them by |score| as well.
 
 A seed draws the problems, the rollouts, the corruption and the validation set anew; the model stays. 16 rollouts are
 the first of the 64. Standard errors are over the seeds, and `- cosine` is the paired difference. Nothing is trained
@@ -128,6 +130,14 @@ def measure(design: Design, folder: Path) -> list[dict]:
                 "seed": seed,
                 "rollouts": n,
                 "corrupted_share": {name: corrupted_share(values, pool.corrupted) for name, values in known.items()},
+                "control": {
+                    name: {
+                        "reversed": corrupted_share(-values, pool.corrupted),
+                        "size": corrupted_share(np.abs(values), pool.corrupted),
+                    }
+                    for name, values in known.items()
+                    if name.startswith("GradAlign")
+                },
                 "nulls": {name: int(np.isnan(values).sum()) for name, values in known.items()},
                 "without_signal": {
                     "clean": int(silent[~pool.corrupted].sum()),
@@ -159,6 +169,21 @@ def table(design: Design, found: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def control(design: Design, found: list[dict]) -> str:
+    """What of it is direction: the top quarter by the score, by minus the score, and by its size alone."""
+    columns = "".join(f"{f'{n}: top':>15}{'minus score':>15}{'|score|':>15}" for n in design.rollouts)
+    lines = [f"{'':<20}{columns}"]
+    for name in found[0]["control"]:
+        line = f"{name:<20}"
+        for n in design.rollouts:
+            records = [record for record in found if record["rollouts"] == n]
+            line += f"{mean_and_error(np.array([r['corrupted_share'][name] for r in records])):>15}"
+            for kind in ("reversed", "size"):
+                line += f"{mean_and_error(np.array([r['control'][name][kind] for r in records])):>15}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Corrupted rewards: the share of them that each score keeps.")
     parser.add_argument("--full", action="store_true", help="more candidates and rollouts, five seeds; minutes")
@@ -176,6 +201,8 @@ def main() -> None:
         "Corrupted problems in the top quarter, % (mean +- standard error):\n"
     )
     print(table(design, found))
+    print("\nHow much of it is direction? The same share in the top quarter by minus the score, and by its size:\n")
+    print(control(design, found))
     for n in design.rollouts:
         records = [record for record in found if record["rollouts"] == n]
         silent = {kind: np.mean([r["without_signal"][kind] for r in records]) for kind in ("clean", "corrupted")}

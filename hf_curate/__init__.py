@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from hf_curate.hub.card import Card
     from hf_curate.hub.load import load_curated
     from hf_curate.hub.push import push
+    from hf_curate.rollouts.rollouts import Rollouts
+    from hf_curate.rollouts.server import ServerGenerator
     from hf_curate.rollouts.verify import verifier
     from hf_curate.runs.local import score
     from hf_curate.scorers.align import AlignScorer
@@ -42,7 +44,9 @@ _HOMES = {
     "MostStepsScorer": "scorers.baselines",
     "PassRateBandScorer": "scorers.baselines",
     "RandomScorer": "scorers.baselines",
+    "Rollouts": "rollouts.rollouts",
     "Selection": "selection",
+    "ServerGenerator": "rollouts.server",
     "load_curated": "hub.load",
     "push": "hub.push",
     "score": "runs.local",
@@ -64,7 +68,9 @@ __all__ = [
     "MostStepsScorer",
     "PassRateBandScorer",
     "RandomScorer",
+    "Rollouts",
     "Selection",
+    "ServerGenerator",
     "load_curated",
     "push",
     "score",

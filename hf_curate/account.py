@@ -168,7 +168,7 @@ def _budget(choice: Choice) -> dict[str, Any]:
         "tokens": int(tokens.sum()) if np.isfinite(tokens).all() else None,
         "min_score": None if choice.min_score is None else float(choice.min_score),
         "threshold": float(choice.scores[choice.kept].min()) if by_score else None,
-        "at_threshold": _ties(choice) if by_score else None,
+        "at_threshold": _ties(choice) if choice.strategy == "top" else None,
         "seed": int(choice.seed),
         "group": choice.group,
     }

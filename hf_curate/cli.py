@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from hf_curate.errors import CurateError
-from hf_curate.scoring import EITHER, SCORE_HELP, SCORERS_HELP, add_columns, add_options, fit_into, scorer_of
+from hf_curate.scoring import (
+    DEFAULT,
+    EITHER,
+    SCORE_HELP,
+    SCORERS_HELP,
+    add_columns,
+    add_options,
+    check_traces,
+    fit_first,
+    scorer_of,
+)
 
 SELECT_HELP = """\
 Keep the best rows of a scored run under a budget, and write them as one config of a Hub dataset repo.
@@ -32,7 +42,7 @@ Look before (or after) you leap: how the rows of a dataset are read, what a run 
   hf-curate inspect traces.jsonl --rows 3   prompt, steps and answer as a scorer will read them
   hf-curate inspect rollouts.jsonl          prompt, responses and rewards, and whether they differ
   hf-curate inspect runs/gsm8k              scores and failures of a run
-  hf-curate inspect curated --config grace-20pct    the manifest, checked against the data
+  hf-curate inspect curated --config grace-20pct    what was chosen and how, checked against the data
 """
 DEMO_HELP = """\
 Score, select, save and load the small dataset that ships with hf_curate, with the small model that ships with it.
@@ -148,6 +158,7 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument("--rows", type=int, default=3, help="rows of a source to show (default: %(default)s)")
     parser.add_argument("--config", metavar="NAME", help="config of a dataset repo folder")
     parser.add_argument("--split", help="split of the config")
+    parser.add_argument("--json", action="store_true", help="the whole manifest of the config, as JSON")
     add_columns(parser)
 
 
@@ -159,21 +170,31 @@ def _quiet() -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from hf_curate.runs.local import failed_rows, score
-    from hf_curate.sources import load_source
+    from hf_curate.comparisons import silent_rows
+    from hf_curate.runs.local import _check_folder, failed_rows, score
+    from hf_curate.sources import check_local, load_source
 
     _quiet()
-    scorer = scorer_of(arguments)
-    dataset, source = load_source(arguments.source)
-    if arguments.save_direction is not None:
-        fit_into(scorer, dataset, arguments.save_direction)
+    check_local(arguments.source)
+    loaded = None
+    if arguments.scorer is None:
+        loaded = load_source(arguments.source)
+        check_traces(*loaded, arguments)
+    scorer, trusted = scorer_of(arguments)
+    dataset, source = loaded or load_source(arguments.source)
+    if trusted is not None or arguments.save_direction is not None:
+        if Path(arguments.out).exists():  # what `score` would say after the fit
+            scorer.expect(dataset)
+            _check_folder(Path(arguments.out), scorer, dataset._fingerprint, arguments.overwrite)
+        fit_first(scorer, dataset, source, trusted, arguments.save_direction)
     scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=source)
     failed = sum(failed_rows(scored, scorer).values())
     print(f"{len(scored) - failed:,} of {len(scored):,} rows scored -> {arguments.out}")
-    if scorer.record().get("zero_without_signal"):
-        silent = scored.with_format("arrow")[scorer.column].to_pylist().count(0.0)
-        print(f"{silent:,} rows without signal (score 0)")
-    print(f"next: hf-curate select {arguments.out} --budget 20% --out curated --config {arguments.scorer}-20pct")
+    silent = silent_rows(scored, scorer.column, scorer.record())
+    if silent:
+        print(f"{silent:,} row{'' if silent == 1 else 's'} without signal (score 0)")
+    config = f"{arguments.scorer or DEFAULT}-20pct"
+    print(f"next: hf-curate select {arguments.out} --budget 20% --out curated --config {config}")
 
 
 def _select(arguments: argparse.Namespace) -> None:
@@ -237,10 +258,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from hf_curate.runs.local import RECORD_FILE
 
     path = Path(arguments.target).expanduser()
+    if arguments.json and ((path / RECORD_FILE).is_file() or not path.is_dir()):
+        raise CurateError(f"--json shows the manifest of a saved config, and {path.name!r} is no folder with one.")
     if (path / RECORD_FILE).is_file():
         text = inspect_run(path)
     elif path.is_dir():
-        text = inspect_config(path, arguments.config, arguments.split)
+        text = inspect_config(path, arguments.config, arguments.split, whole=arguments.json)
     else:
         columns = {role: getattr(arguments, role) for role in EITHER if role != "split_steps"}
         text = inspect_source(arguments.target, arguments.rows, columns, arguments.split_steps or "auto")

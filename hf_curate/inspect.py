@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.errors import ManifestError, RowError
-from hf_curate.hub.markdown import visible
+from hf_curate.hub.markdown import number, visible
 
 if TYPE_CHECKING:
     from hf_curate.chat import Messages
     from hf_curate.groups import GroupColumns
     from hf_curate.rows import Columns
+    from hf_curate.selection import Selection
 
 WIDTH = 100
 LOOKED_AT = 1000
 RESPONSES = 3
 UNREADABLE, READABLE = "cannot be scored", "can be read"
 SIGNAL, NO_SIGNAL = "signal", "no signal: all rewards are equal"
+TRY = "--model MODEL --out runs/"
 
 
 def inspect_source(source: str, rows: int, columns: Mapping[str, str | None], split: str) -> str:
@@ -54,7 +58,18 @@ def inspect_source(source: str, rows: int, columns: Mapping[str, str | None], sp
     if rolled:
         signals = sum(state == SIGNAL for _, state in shown)
         end += f"\n{signals:,} of them have a signal: rewards that differ"
+        end += f"\n\n{_next(source, asked)}" if signals else ""
     return "\n\n".join([*parts, end])
+
+
+def _next(source: str, columns: Mapping[str, str | None]) -> str:
+    """The commands that score these rows."""
+    named = [f"--{role.replace('_', '-')} {shlex.quote(name)}" for role, name in columns.items() if name]
+    start = visible(" ".join(["hf-curate score", shlex.quote(source), *named]))
+    return (
+        f"next: {start} --scorer learnalign {TRY}learnalign\n"
+        f"  or: {start} --scorer gradalign --validation TRUSTED {TRY}gradalign"
+    )
 
 
 def _shown(index: int, row: dict[str, Any], columns: Columns | GroupColumns, split: str) -> tuple[str, str]:
@@ -86,10 +101,11 @@ def _shown_trace(index: int, row: dict[str, Any], columns: Columns, split: str) 
 
 def _shown_group(index: int, row: dict[str, Any], columns: GroupColumns) -> tuple[str, str]:
     from hf_curate.groups import read_group
+    from hf_curate.measures import differ
 
     group = read_group(row, columns)
     count, rewards = len(group.rewards), ", ".join(f"{reward:g}" for reward in group.rewards)
-    state = SIGNAL if group.rewards.max() > group.rewards.min() else NO_SIGNAL
+    state = SIGNAL if differ(group.rewards.min(), group.rewards.max()) else NO_SIGNAL
     texts = group.responses
     if texts is None:
         texts = [f"{len(ids):,} ids: {' '.join(map(str, ids[:WIDTH]))}" for ids in group.response_ids or ()]
@@ -115,6 +131,7 @@ def _short(text: str) -> str:
 
 def inspect_run(folder: Path) -> str:
     """Scores and failures of a run folder."""
+    from hf_curate.comparisons import silent_rows
     from hf_curate.runs.local import failed_rows, load_run
 
     run = load_run(folder)
@@ -132,8 +149,8 @@ def inspect_run(folder: Path) -> str:
     if len(values):
         quantiles = ", ".join(f"{q:.0%} {np.quantile(values, q):.3f}" for q in (0.0, 0.05, 0.5, 0.95, 1.0))
         lines.append(f"{run.column}: {len(values):,} scored; {quantiles}")
-    if record.get("zero_without_signal") is True:
-        lines.append(f"without signal (score 0): {int((values == 0.0).sum()):,}")
+    if silent := silent_rows(run.dataset, run.column, record):
+        lines.append(f"without signal (score 0): {silent:,}")
     lines += [f"not scored: {count:,} x {kind}" for kind, count in failures.most_common()]
     return visible("\n".join(lines), keep="\n")
 
@@ -157,8 +174,11 @@ def _direction(record: Mapping[str, Any]) -> list[str]:
     return [f"direction: {direction.get('kind')} of {rows.get('in')} problems, {rows.get('with_signal')} with signal"]
 
 
-def inspect_config(folder: Path, config_name: str | None, split: str | None) -> str:
-    """The manifest of a saved config, and whether the data agrees with it; without a config, those there are."""
+def inspect_config(folder: Path, config_name: str | None, split: str | None, whole: bool = False) -> str:
+    """What a saved config claims in short, and whether the data agrees with it; without a config, those there are.
+
+    whole: the manifest as JSON instead, and nothing else.
+    """
     from hf_curate.hub.load import curated_configs, load_curated
 
     configs = curated_configs(folder)
@@ -167,17 +187,63 @@ def inspect_config(folder: Path, config_name: str | None, split: str | None) -> 
             raise ManifestError(f"{folder.name!r} holds neither a run nor a curated config.")
         if len(configs) > 1 or len(next(iter(configs.values()))) > 1:
             listed = "\n".join(f"  {name}: {', '.join(splits)}" for name, splits in configs.items())
-            return f"{folder.name} holds these configs (choose with --config):\n{listed}"
+            text = f"{folder.name} holds these configs (choose with --config):\n{listed}"
+            if whole:
+                raise ManifestError(text)
+            return text
         config_name = next(iter(configs))
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the problems are printed below
+        if not whole:
+            warnings.simplefilter("ignore", UserWarning)  # the problems are printed below
         picked = load_curated(folder, config_name, split=split)
+    if whole:
+        return json.dumps(picked.manifest, indent=2)
     verdict = (
         "data and manifest agree" if not picked.problems else "DATA AND MANIFEST DIFFER: " + "; ".join(picked.problems)
     )
-    scores = {name: value for name, value in picked.manifest["scores"].items() if name != "histogram"}
-    shown = json.dumps({**picked.manifest, "scores": scores}, indent=2, ensure_ascii=False)
-    text = "\n".join([f"{config_name}: {picked!r}", verdict, shown])
-    return visible(text, keep="\n")
+    manifest = picked.manifest
+    more = f"the whole manifest: hf-curate inspect {shlex.quote(str(folder))} --config {config_name}"
+    more += f" --split {split} --json" if split is not None else " --json"
+    lines = [f"{config_name}: {_first_line(picked)}", verdict, *_summary(manifest), more]
+    return visible("\n".join(lines), keep="\n")
+
+
+def _first_line(picked: Selection) -> str:
+    """That of the card, as plain text; a manifest that is not ours may say too little for one."""
+    try:
+        return html.unescape(picked.card.body)
+    except ManifestError:
+        return repr(picked)
+
+
+def _summary(manifest: Mapping[str, Any]) -> list[str]:
+    """Rows, budget, scores and rollouts in a few lines; what the manifest does not say is left out."""
+    rows, budget = manifest["rows"], manifest["budget"]
+    lines = [f"rows: {rows['in']:,} in, {_said(rows.get('scored'))} scored, {rows['kept']:,} kept"]
+    lines += [f"not scored: {_said(count)} x {kind}" for kind, count in _part(manifest, "rows", "failed").items()]
+    paid = [f"{_said(budget[name])} {name}" for name in ("rows", "tokens") if budget.get(name) is not None]
+    paid += [f"threshold {_said(budget['threshold'])}"] if budget.get("threshold") is not None else []
+    lines.append(f"budget: {', '.join([budget['asked'], *paid])}")
+    for label, key in (("all scored rows", "all"), ("kept rows", "kept")):
+        if found := _part(manifest, "scores", key):
+            spread = ", ".join(f"{name} {_said(found.get(name))}" for name in ("min", "median", "max"))
+            lines.append(f"{manifest['selector'].get('column')} of {label}: {spread}")
+    silent, every = (_part(manifest, "rollouts", name) for name in ("without_signal", "rows"))
+    if silent and every:
+        counts = [f"{_said(silent.get(part))} of {_said(every.get(part))} {part}" for part in ("scored", "kept")]
+        lines.append(f"without signal: {' and '.join(counts)} rows")
+    return lines
+
+
+def _part(manifest: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """A part of the manifest by its path; {} where there is none of the kind."""
+    found: Any = manifest
+    for name in names:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _said(value: Any) -> str:
+    return html.unescape(number(value))

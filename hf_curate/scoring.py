@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hf_curate.errors import CurateError
+from hf_curate.errors import ColumnsError, CurateError, DirectionError, RowError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,32 +79,98 @@ KINDS = {
     "lowest-loss": Kind("baselines", "LossScorer", (*MODEL, *EITHER), {"prefer": "lowest"}),
     "highest-loss": Kind("baselines", "LossScorer", (*MODEL, *EITHER), {"prefer": "highest"}),
 }
+DEFAULT = "grace"
+FIRST_ROWS = 8
+"""Rows that are looked at for a trace, where the columns could hold one."""
 OPTIONS = tuple(dict.fromkeys(option for kind in KINDS.values() for option in kind.options))
 
 
-def scorer_of(arguments: argparse.Namespace) -> Any:
-    """The scorer that the options describe; those that were not given are left to its own defaults.
+def scorer_of(arguments: argparse.Namespace) -> tuple[Any, str | None]:
+    """The scorer that the options describe, and what to call the source of its validation set, if it has one.
 
-    CurateError: an option of other scorers was given, or one that this scorer needs was not.
+    Options that were not given are left to the scorer's own defaults. CurateError: an option of other scorers was
+    given, one that this scorer needs was not, or the validation set cannot be read.
     """
-    name, kind = arguments.scorer, KINDS[arguments.scorer]
+    name = arguments.scorer or DEFAULT
+    kind = KINDS[name]
     given = {option: getattr(arguments, option) for option in OPTIONS if getattr(arguments, option) is not None}
     foreign = [option for option in given if option not in kind.options]
     if foreign:
         raise CurateError(f"--scorer is {name}. {' '.join(_belongs(option) for option in foreign)}")
     _check_needs(name, given)
     given.pop("save_direction", None)
+    source = None
     if "validation" in given:
         from hf_curate.sources import load_source
 
-        given["validation"] = load_source(given["validation"])[0]
-    return kind.make(given)
+        try:
+            given["validation"], source = load_source(given["validation"])
+        except CurateError as error:
+            raise CurateError(f"--validation: {error}") from error
+    return kind.make(given), source
 
 
-def fit_into(scorer: Any, dataset: Dataset, path: str) -> None:
-    """Fits the scorer (on its validation set, if it has one, else on the pool) and keeps the direction at `path`."""
-    validation = getattr(scorer, "validation", None)
-    scorer.fit(dataset if validation is None else validation, out=path)
+def check_traces(dataset: Dataset, source: str, arguments: argparse.Namespace) -> None:
+    """Raises ColumnsError for rows that hold rollouts and no trace, where no --scorer says how to read them."""
+    from hf_curate.rows import detect_columns
+    from hf_curate.scorers.either import OF_ROLLOUTS, OF_TRACES, SHARED, holds_rollouts
+
+    names = dataset.column_names
+    asked = {role: getattr(arguments, role) for role in (*SHARED, *OF_TRACES, *OF_ROLLOUTS)}
+    if not holds_rollouts(names, asked):
+        return
+    try:
+        columns = detect_columns(names, dataset[0], **{role: asked[role] for role in (*SHARED, *OF_TRACES)})
+        if any(_is_trace(row, columns) for row in dataset.select(range(min(len(dataset), FIRST_ROWS)))):
+            return
+    except ColumnsError:
+        pass
+    raise ColumnsError(
+        f"the rows of {source} hold rollouts and no trace, and without --scorer they would be read as traces: "
+        "--scorer gradalign (with --validation SOURCE) or --scorer learnalign, or a baseline (hf-curate score --help)."
+    )
+
+
+def _is_trace(row: Any, columns: Any) -> bool:
+    from hf_curate.rows import read_trace
+
+    try:
+        read_trace(row, columns)
+    except RowError:
+        return False
+    return True
+
+
+def fit_first(scorer: Any, pool: Dataset, source: str, trusted: str | None, out: str | None) -> None:
+    """Fits the scorer before it scores, on its validation set (called `trusted`) or else on the pool.
+
+    The direction is kept at `out` (None: in the cache), with the name of the source that it was fitted on.
+    Warns if both sets hold the same rows. ColumnsError, DirectionError: of the validation set say so.
+    """
+    if trusted is None:
+        scorer.fit(pool, out=out, source=source)
+        return
+    if _same_rows(scorer, pool, scorer.validation):
+        warnings.warn(
+            f"--validation ({trusted}) holds the same rows as the pool ({source}), so each problem is compared with a "
+            "mean that it is part of: give trusted problems of their own.",
+            UserWarning,
+            stacklevel=2,
+        )
+    try:
+        scorer.fit(scorer.validation, out=out, source=trusted)
+    except (ColumnsError, DirectionError) as error:
+        raise type(error)(f"--validation ({trusted}): {error}") from error
+
+
+def _same_rows(scorer: Any, pool: Dataset, other: Dataset) -> bool:
+    """Whether two datasets hold the same values in the columns that the scorer reads."""
+    from hf_curate.scorers.fitting import rows_digest
+
+    if len(pool) != len(other):
+        return False
+    read = [scorer.reader.reads(rows.column_names) for rows in (pool, other)]
+    return read[0] == read[1] and rows_digest(pool, read[0]) == rows_digest(other, read[1])
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
@@ -131,11 +199,7 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """All options that say how to score. None of them has a default here: what was not given is not passed on."""
     parser.add_argument(
-        "--scorer",
-        choices=list(KINDS),
-        default="grace",
-        metavar="NAME",
-        help="how to score, see below (default: %(default)s)",
+        "--scorer", type=_scorer_name, metavar="NAME", help=f"how to score, see below (default: {DEFAULT})"
     )
     add_columns(parser)
     _add_grace(parser.add_argument_group("GRACE"))
@@ -203,6 +267,14 @@ def _add_model(group: Any) -> None:
     group.add_argument(
         "--batch-tokens", type=int, metavar="TOKENS", help="padded tokens per forward; changes no score"
     )
+
+
+def _scorer_name(text: str) -> str:
+    if text in KINDS:
+        return text
+    near = get_close_matches(text.lower().replace("_", "-").replace(" ", "-"), KINDS, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(KINDS)}"
+    raise argparse.ArgumentTypeError(f"there is no scorer {text!r}: {fix}")
 
 
 def _history(text: str) -> str | tuple[str, float]:

@@ -279,8 +279,8 @@ def _check_strategy(
         if "rollouts" in measures and strategy in SCORED:
             name, option = SCORED[strategy]
             raise ColumnsError(
-                f"strategy={strategy!r} needs the {measure} of each row, and beside these scores there are none: score "
-                f"the rows with {name} (hf-curate score --scorer {option} ...) and rank by its column."
+                f"strategy={strategy!r} needs the {measure} of each row, and beside these scores there are none: "
+                f"score the rows with {name} (hf-curate score --scorer {option} ...) and rank by its column."
             )
         needed, such = ("rewards", "gradalign_score") if measure in ("off_half", "mixed") else (measure, "grace_value")
         raise ColumnsError(

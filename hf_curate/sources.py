@@ -88,7 +88,7 @@ def is_local(source: str) -> bool:
     if "://" in source:
         return False
     written = source.startswith((".", "~", "/")) or "\\" in source or name.count("/") > 1
-    return written or (bool(path.suffix) and path.parent != Path() and os.path.isdir(path.parent))
+    return written or ("/" in name and bool(Path(name).suffix) and os.path.isdir(Path(name).parent))
 
 
 def check_local(source: str) -> None:
@@ -130,9 +130,13 @@ def _check_file(path: Path) -> None:
         return
     if os.path.isdir(path):
         raise CurateError(f"{path.name!r} is a folder: give {FORMS}.")
-    there = os.listdir(path.parent) if os.path.isdir(path.parent) else []
-    near = get_close_matches(path.name, [name for name in there if Path(name).suffix.lower() in FORMATS], n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"give {FORMS}."
+    try:
+        there = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() in FORMATS]
+    except (OSError, ValueError):  # no such folder, not ours to read, or no name of a folder at all
+        there = []
+    stems = {Path(name).stem: name for name in sorted(there)}
+    near = get_close_matches(path.stem, stems, n=1)
+    fix = f"did you mean {stems[near[0]]!r}?" if near else f"give {FORMS}."
     raise CurateError(f"there is no file {path.name!r}: {fix}")
 
 

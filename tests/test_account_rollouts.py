@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from pools import MODEL, Scorer, pool
 
 from hf_curate import load_curated, measures, select
+from hf_curate.comparisons import silent_rows
 from hf_curate.errors import CurateError
 from hf_curate.hub.card import Card
 from hf_curate.measures import rollout_measures
-from hf_curate.selection import Selection
+from hf_curate.scoring import KINDS
+from hf_curate.selection import SCORED, Selection
 
 NAN = float("nan")
 COLUMNS = {"level": "prompt", "prompt": "prompt", "messages": None, "responses": "responses", "response_ids": None}
@@ -129,7 +131,8 @@ def loop(rewards: list[float | None] | None, above: float = 0.5) -> dict[str, fl
     count, right = len(rewards), sum(r > above for r in rewards)  # type: ignore[operator]
     mixed = 1.0 if 0 < right < count else NAN
     numbers = count, right / count, right * (count - right) / count**2, abs(2 * right - count) / (2 * count), mixed
-    return dict(zip(names, (*numbers, float(any(r != rewards[0] for r in rewards))), strict=True))
+    differ = max(rewards) - min(rewards) > 1e-6 * max(map(abs, rewards))  # type: ignore[arg-type,type-var,operator]
+    return dict(zip(names, (*numbers, float(differ)), strict=True))
 
 
 REWARDS = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 0.5, 0.25, -1.0, NAN, math.inf]), st.floats(-2, 2, width=32))
@@ -159,6 +162,14 @@ def test_rewards_may_be_any_kind_of_number_in_lists_of_any_kind(kind: pa.DataTyp
             found = rollout_measures(Dataset(pa.table({"rewards": array})), {})
             assert same(found["success_rate"], [0.5, NAN, 1.0, NAN, 0.0])
             assert same(found["signal"], [1.0, NAN, 0.0, NAN, 0.0])
+
+
+def test_rewards_that_are_equal_up_to_rounding_have_no_signal() -> None:
+    parts = [0.7 + 0.2 + 0.1, 0.1 + 0.2 + 0.7]
+    assert parts[0] != parts[1]
+    rows = [parts, [1e9, 1e9 + 100.0], [1e9, 1e9 + 2000.0], [0.0, 1e-30], [-1e-7, 1e-7], [0.0, 0.0], [1e308, -1e308]]
+    found = rollout_measures(Dataset.from_dict({"rewards": rows}), {})
+    assert found["signal"].tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
 
 
 def test_equal_success_rates_tie_exactly_whatever_the_number_of_rollouts() -> None:
@@ -290,6 +301,30 @@ def test_a_gradient_that_cancels_counts_where_the_scorer_says_what_zero_means(da
     assert data[2]["gradalign_score"] == 0.0
     assert len(set(data[2]["rewards"])) == 2
     assert by_scorer["without_signal"]["scored"] == by_name["without_signal"]["scored"] + 1
+
+
+def test_a_score_of_zero_for_want_of_learnability_is_not_counted_as_without_signal() -> None:
+    class LearnAlign(GradAlign):
+        name = "LearnAlign"
+
+        def record(self) -> dict[str, Any]:
+            return super().record() | {"zero_without_signal": "0 < p < 1"}
+
+    rows = Dataset.from_dict(
+        {
+            "prompt": list("abcdef"),
+            "responses": [["x", "y"]] * 6,
+            "rewards": [[0.6, 0.9], [0.1, 0.2], [1.0, 1.0], [1.0, 0.0], [1.0, 0.0], None],
+            "gradalign_score": [0.0, 0.0, 0.0, 0.0, 0.5, 0.0],  # right, wrong, equal, cancels, points, cannot be read
+        }
+    )
+    kept, other = (select(rows, scorer, 6).manifest["rollouts"] for scorer in (LearnAlign(), GradAlign()))
+    assert kept["without_signal"] == {"scored": 2, "kept": 2}
+    assert other["without_signal"] == {"scored": 4, "kept": 4}
+    assert silent_rows(rows, "gradalign_score", LearnAlign().record()) == 2
+    assert silent_rows(rows, "gradalign_score", GradAlign().record()) == 4
+    assert silent_rows(rows, "gradalign_score", {}) == 0
+    assert silent_rows(rows.remove_columns("rewards"), "gradalign_score", GradAlign().record()) == 0
 
 
 def test_rows_whose_rewards_cannot_be_read_are_not_counted() -> None:
@@ -526,6 +561,18 @@ def test_a_large_list_of_rewards_survives_a_round_trip(tmp_path: Path) -> None:
     assert load_curated(tmp_path, "c").problems == []
 
 
-def test_strategies_that_measure_traces_still_say_what_they_need(data: Dataset) -> None:
-    with pytest.raises(CurateError, match="needs the steps of each row"):
-        select(data, GradAlign(), 5, strategy="most_steps")
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("most_steps", "needs the steps of each row, .* MostStepsScorer .*--scorer most-steps "),
+        ("lowest_loss", "needs the loss of each row, .* LossScorer .*--scorer lowest-loss "),
+        ("highest_loss", r"needs the loss of each row, .* LossScorer\(prefer='highest'\) .*--scorer highest-loss "),
+    ],
+)
+def test_strategies_that_measure_traces_name_the_scorer_of_rollouts_for_it(
+    data: Dataset, strategy: str, words: str
+) -> None:
+    with pytest.raises(CurateError, match=words) as caught:
+        select(data, GradAlign(), 5, strategy=strategy)
+    assert "grace_value" not in str(caught.value)
+    assert {option for _, option in SCORED.values()} <= set(KINDS)

@@ -37,16 +37,18 @@ ALLOWED: dict[str, set[str]] = {
     "stats": {"errors"},
     "sources": {"errors", "hub.resolve"},
     "scored": {"errors"},
-    "measures": {"budgets", "scored"},
+    "measures": {"groups", "budgets", "scored"},
     "comparisons": {"errors", "budgets", "stats", "scored", "measures"},
     "account": {"rows", "budgets", "scored", "measures", "comparisons", "sources", "hub.manifest"},
     "selection": {"errors", "budgets", "scored", "measures", "account", "hub"},
     "report": {"errors", "hub.markdown"},
     "hub": {"errors", "hub", "report", "selection"},
     "runs": {"errors", "sources", "scorers", "scored", "comparisons", "runs"},
-    "inspect": {"errors", "rows", "groups", "steps", "sources", "runs", "hub", "scorers.either"},
+    "inspect": {
+        *("errors", "rows", "groups", "steps", "measures", "comparisons", "sources", "runs", "hub", "scorers.either")
+    },
     "demo": {"errors", "demo", "runs", "scorers", "selection", "gradients", "sources", "hub"},
-    "scoring": {"errors", "sources", "scorers"},
+    "scoring": {"errors", "rows", "sources", "scorers"},
     "cli": {"*"},
 }
 FORBIDDEN_PACKAGES = {

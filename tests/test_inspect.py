@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from pools import Scorer, pool
 
-from hf_curate import select
+from hf_curate import load_curated, select
 from hf_curate.errors import ColumnsError, CurateError, ManifestError
 from hf_curate.inspect import inspect_config, inspect_run, inspect_source
 from hf_curate.runs.local import RECORD_FILE, SCHEMA, SCORES_FILE, load_run
@@ -99,9 +99,29 @@ def test_rollouts_are_shown_shortened_with_their_rewards_and_their_signal(tmp_pa
     assert "row 1: 1 response, no signal: all rewards are equal\n" in text
     assert "row 3: cannot be scored (no rollouts" in text
     assert "of the first 4 rows 3 can be read; row 3: cannot be scored (no rollouts" in text
-    assert text.endswith("\n1 of them have a signal: rewards that differ")
-    assert max(map(len, text.splitlines())) < 200
+    start = f"hf-curate score {path} --scorer"
+    model = "--model MODEL --out runs/"
+    assert text.endswith(
+        "\n1 of them have a signal: rewards that differ\n\n"
+        f"next: {start} learnalign {model}learnalign\n"
+        f"  or: {start} gradalign --validation TRUSTED {model}gradalign"
+    )
+    assert max(map(len, text.splitlines()[:-2])) < 200
     assert is_safe(text)
+
+
+def test_the_commands_to_try_name_the_columns_that_were_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "out": ["x", "y"], "the reward": [1.0, 0.0]}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "a b.parquet")
+    named = {"responses": "out", "rewards": "the reward"}
+    text = inspect_source(str(tmp_path / "a b.parquet"), 1, named, "auto")
+    start = f"hf-curate score '{tmp_path}/a b.parquet' --responses out --rewards 'the reward' --scorer "
+    assert f"\nnext: {start}learnalign " in text
+    equal = Dataset.from_list([rows[0] | {"the reward": [1.0, 1.0 + 1e-9]}])
+    equal.to_parquet(tmp_path / "equal.parquet")
+    text = inspect_source(str(tmp_path / "equal.parquet"), 1, named, "auto")
+    assert "no signal: all rewards are equal" in text
+    assert text.endswith("\n0 of them have a signal: rewards that differ")
 
 
 def test_sampled_ids_and_chats_are_shown_too(tmp_path: Path) -> None:
@@ -188,16 +208,33 @@ def test_scores_that_cannot_be_read_are_a_clear_error(run: Path) -> None:
         load_run(run)
 
 
-def test_a_config_is_shown_with_its_verdict(tmp_path: Path) -> None:
+def test_a_config_is_shown_in_short_with_its_verdict(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="neither a run nor a curated config"):
         inspect_config(tmp_path, None, None)
     kept = select(pool(), Scorer(), "20%")
     kept.save(tmp_path, "grace")
-    text = inspect_config(tmp_path, None, None)
-    assert text.startswith("grace: Selection(20 of 100 rows by GRACE, budget 20%)\ndata and manifest agree\n{")
+    m = kept.manifest
+    low, high = m["scores"]["all"], m["scores"]["kept"]
+    assert inspect_config(tmp_path, None, None).splitlines() == [
+        "grace: 20 of 100 rows (20.0 %) of a source that was not recorded, chosen by GRACE with tiny/model@c1899de, "
+        "budget 20 %",
+        "data and manifest agree",
+        "rows: 100 in, 92 scored, 20 kept",
+        *(f"not scored: {count} x {kind}" for kind, count in m["rows"]["failed"].items()),
+        f"budget: 20%, 20 rows, {m['budget']['tokens']:,} tokens, threshold {m['budget']['threshold']:.4g}",
+        f"grace_value of all scored rows: min {low['min']:.4g}, median {low['median']:.4g}, max {low['max']:.4g}",
+        f"grace_value of kept rows: min {high['min']:.4g}, median {high['median']:.4g}, max {high['max']:.4g}",
+        f"the whole manifest: hf-curate inspect {tmp_path} --config grace --json",
+    ]
     kept.save(tmp_path, "grace", split="dev")
     listed = inspect_config(tmp_path, None, None)
     assert listed.endswith("holds these configs (choose with --config):\n  grace: dev, train")
+    with pytest.raises(ManifestError, match="holds these configs"):
+        inspect_config(tmp_path, None, None, whole=True)
+    assert (
+        json.loads(inspect_config(tmp_path, "grace", "train", whole=True))
+        == load_curated(tmp_path, "grace", split="train").manifest
+    )
     file = tmp_path / "grace" / "dev.manifest.json"
     file.write_text(
         file.read_text("utf-8").replace('"20%"', '"\\u001b[31m\\u202e"').replace('"in": 100', '"in": 7'), "utf-8"
@@ -206,4 +243,25 @@ def test_a_config_is_shown_with_its_verdict(tmp_path: Path) -> None:
     Dataset.from_dict({"a": [1]}).to_parquet(shard)
     text = inspect_config(tmp_path, "grace", "dev")
     assert "DATA AND MANIFEST DIFFER: the manifest says 20 rows, the data has 1" in text
+    assert text.endswith("--config grace --split dev --json")
     assert is_safe(text)
+    with pytest.warns(UserWarning, match="the manifest says 20 rows"):
+        assert is_safe(inspect_config(tmp_path, "grace", "dev", whole=True))
+
+
+def test_a_manifest_that_says_too_little_for_a_card_is_shown_all_the_same(tmp_path: Path) -> None:
+    kept = select(pool(), Scorer(), "20%")
+    kept.save(tmp_path, "grace")
+    file = tmp_path / "grace" / "train.manifest.json"
+    stored = json.loads(file.read_text("utf-8"))
+    for name in ("scores", "model", "versions", "confounds"):
+        del stored[name]
+    del stored["rows"]["failed"]
+    stored["rows"]["scored"] = None
+    file.write_text(json.dumps(stored), "utf-8")
+    assert inspect_config(tmp_path, "grace", "train").splitlines()[:4] == [
+        "grace: Selection(20 of 100 rows by GRACE, budget 20%)",
+        "data and manifest agree",
+        "rows: 100 in, not recorded scored, 20 kept",
+        f"budget: 20%, 20 rows, {stored['budget']['tokens']:,} tokens, threshold {stored['budget']['threshold']:.4g}",
+    ]

@@ -79,6 +79,7 @@ def test_a_threshold_keeps_every_row_that_reaches_it(scored: Dataset) -> None:
         "tokens": 0,
         "min_score": 0.5,
         "threshold": min(v for v in values if v is not None and v >= 0.5),
+        "at_threshold": None,
         "seed": 0,
         "group": None,
     }
@@ -211,7 +212,7 @@ REFUSED: list[tuple[str, Callable[[], Any], type[CurateError], str]] = [
         BudgetError,
         "highest of 4 scores is 4",
     ),
-    ("tokens of none", lambda: select(plain(), "score", "5 tokens"), BudgetError, "no token column"),
+    ("tokens of none", lambda: select(plain(), "score", "5 tokens"), BudgetError, "GraceScorer alone does"),
     ("dict", lambda: select(DatasetDict(train=plain()), "score", 1), CurateError, "DatasetDict"),  # type: ignore[arg-type]
     ("stream", lambda: select(plain().to_iterable_dataset(), "score", 1), CurateError, "Iterable"),  # type: ignore[arg-type]
     ("no scorer", lambda: select(plain(), None, 1), CurateError, "NoneType"),  # type: ignore[arg-type]
@@ -517,3 +518,30 @@ def test_column_types_are_named_for_readers() -> None:
 
 def test_a_selection_prints_as_one_line(picked: Selection) -> None:
     assert repr(picked) == "Selection(20 of 100 rows by GRACE, budget 20%)"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": 20, "strategy": "random"}, ", chosen at random among the rows scored by GRACE, budget 20 rows"),
+        ({"budget": "20%", "strategy": "longest"}, ", the longest among the rows scored by GRACE, budget 20%"),
+        ({"budget": "20%", "strategy": "stratified", "group": "topic"}, " by GRACE, budget 20%"),
+        ({"strategy": "threshold", "min_score": 1.0}, " by GRACE, minimum score 1"),
+    ],
+)
+def test_a_selector_that_did_not_choose_is_not_said_to_have_chosen(
+    scored: Dataset, options: dict[str, Any], words: str
+) -> None:
+    kept = select(scored, Scorer(), **options)
+    assert repr(kept) == f"Selection({len(kept)} of 100 rows{words})"
+
+
+@pytest.mark.parametrize(
+    ("scores", "budget", "ties"),
+    [([1.0, 2.0, 2.0, None, 2.0], 2, (3, 2)), ([1.0, 2.0, 3.0], 2, (1, 1)), ([0.0, -0.0, 0.0], 1, (3, 1))],
+)
+def test_rows_that_share_the_threshold_score_are_counted(
+    scores: list[float | None], budget: int, ties: tuple[int, int]
+) -> None:
+    found = select(plain(scores), "score", budget).manifest["budget"]["at_threshold"]
+    assert found == {"scored": ties[0], "kept": ties[1]}

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from hf_curate import sources
 from hf_curate.errors import CurateError
-from hf_curate.sources import load_source, parse, public_name, source_record
+from hf_curate.sources import check_local, is_local, load_source, parse, public_name, source_record
 
 ROWS = [{"prompt": "a", "completion": "1"}, {"prompt": "سلام", "completion": "\u2028"}]
 
@@ -78,7 +79,11 @@ def test_local_files_are_read_and_called_by_their_name(tmp_path: Path, name: str
     [
         ("x.csv", b"a,b\n1,2\n", "neither .jsonl, .json nor .parquet"),
         ("x.pkl", b"\x80\x04.", "neither .jsonl, .json nor .parquet"),
-        ("x.jsonl", b"", "is empty"),
+        ("x.jsonl", b"", "no rows in 'x.jsonl'"),
+        ("x.jsonl", b"\n \n", "no rows in 'x.jsonl'"),
+        ("x.JSONL", b"", "no rows in 'x.JSONL'"),
+        ("x.json", b"[]", "no rows in 'x.json'"),
+        ("x.json", b"  ", "no rows in 'x.json'"),
         ("x.jsonl", b'{"a": 1}\n{bad\n', "cannot be read as jsonl: JSON parse error"),
         ("x.jsonl", b"\x00\x01\x02", "cannot be read as jsonl"),
         ("x.json", b"[" * 10, "cannot be read as json"),
@@ -101,9 +106,67 @@ def test_a_missing_file_and_a_folder_are_not_files(tmp_path: Path) -> None:
             load_source(str(path))
     with pytest.raises(CurateError, match="is a folder: give"):
         load_source(str(tmp_path))
-    for odd in ("x" * 5000, "a\x00b", "~nobody-of-this-name/x"):
+    for odd in ("x" * 5000, "a\x00b", "https://x.y/z"):
         with pytest.raises(CurateError, match="cannot be read"):
             load_source(odd)
+    Dataset.from_dict({"a": []}).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(CurateError, match=r"no rows in 'none\.parquet'"):
+        load_source(str(tmp_path / "none.parquet"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "no.jsonl",
+        "no.JSON",
+        "data/no.parquet",
+        "./no",
+        "../no/x",
+        "/nowhere/no",
+        "~/no-such-rows",
+        "~nobody-of-this-name/x",
+        "a/b/c",
+        "here/rows.jsnol",
+        "C:\\rows\\x",
+    ],
+)
+def test_what_is_written_like_a_file_and_is_not_there_is_never_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "dataset_commit", lambda *_: pytest.fail("the Hub was asked"))
+    for look in (load_source, check_local):
+        with pytest.raises(CurateError, match="there is no file "):
+            look(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "org/name",
+        "org/name@refs/pr/1:main/train",
+        "name:c/s",
+        "rows.csv",
+        "away/rows.jsnol",
+        "here/name",
+        "here/n@v1.0",
+    ],
+)
+def test_a_hub_name_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check_local(source)
+    assert not is_local(source)
+
+
+def test_a_mistyped_file_is_told_the_name_of_the_nearest(tmp_path: Path) -> None:
+    for name in ("traces.jsonl", "other.jsonl", "trace.txt"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CurateError, match=r"there is no file 'trace\.jsonl': did you mean 'traces\.jsonl'\?"):
+        load_source(str(tmp_path / "trace.jsonl"))
+    with pytest.raises(CurateError, match=r"there is no file 'no\.jsonl': give 'org/name'"):
+        load_source(str(tmp_path / "no.jsonl"))
 
 
 @pytest.mark.parametrize("source", ["no-such-org/no-such-set", "no-such-org/no-such-set@main:main/train", "rows.csv"])

@@ -295,7 +295,7 @@ def _tangents(
     rollouts: int,
     how: str | None,
 ) -> Tangents | None:
-    if direction is None or how == "apart":
+    if direction is None or how in (None, "apart"):
         return None
     return Tangents(model.decoder, parameters, direction, rollouts, positions=how == "positions")
 

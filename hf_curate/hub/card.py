@@ -22,7 +22,10 @@ from hf_curate.hub import markdown
 
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Load": ("load", {}),
-    "How it was chosen": ("chosen", {"Settings": "settings", "Direction": "direction", "Rows": "rows", "Rollouts": "rollouts"}),
+    "How it was chosen": (
+        "chosen",
+        {"Settings": "settings", "Direction": "direction", "Rows": "rows", "Rollouts": "rollouts"},
+    ),
     "Scores": (
         "scores",
         {

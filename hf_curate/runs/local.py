@@ -81,6 +81,7 @@ def score(
     _call_if_there(scorer, "expect", dataset)
     if out is not None:
         _check_folder(Path(out), scorer, fingerprint, overwrite)
+    dataset = _call_if_there(scorer, "complete", dataset) or dataset
     _call_if_there(scorer, "prepare", dataset)
     record = scorer.record()
     name = ", ".join(str(part) for part in (record.get("name"), (record.get("settings") or {}).get("proxy")) if part)
@@ -103,11 +104,11 @@ def score(
     return scored
 
 
-def _call_if_there(scorer: AnyScorer, method: str, dataset: Dataset) -> None:
-    """`expect` and `prepare` are for scorers that are fitted; other callables need not have them."""
+def _call_if_there(scorer: AnyScorer, method: str, dataset: Dataset) -> Any:
+    """`expect`, `complete` and `prepare` are for scorers that need the whole pool; other callables need not have
+    them."""
     found = getattr(scorer, method, None)
-    if found is not None:
-        found(dataset)
+    return None if found is None else found(dataset)
 
 
 def failed_rows(scored: Dataset, scorer: AnyScorer) -> Counter[str]:

@@ -18,7 +18,6 @@ from hf_curate.scorers.policy import DirectedScorer
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Features
 
 
 class AlignScorer(DirectedScorer):
@@ -36,12 +35,13 @@ class AlignScorer(DirectedScorer):
     prefix = "align"
     algorithm_version = 1
     kind = "pool gradient"
-    placing = (*DirectedScorer.placing, "direction")
+    placing = (*DirectedScorer.placing, "direction", "rollouts")
 
     def __init__(
         self,
         model: Any,
         *,
+        rollouts: Any = None,
         parameters: str = "all",
         direction: str | Path | None = None,
         revision: str | None = None,
@@ -62,10 +62,10 @@ class AlignScorer(DirectedScorer):
         self._take_direction(direction)
 
     @property
-    def columns(self) -> Features:
-        from datasets import Features, Value
+    def own_columns(self) -> dict[str, Any]:
+        from datasets import Value
 
-        return Features({"align_score": Value("float32"), "align_error": Value("string")})
+        return {"align_score": Value("float32"), "align_error": Value("string")}
 
     @property
     def column(self) -> str:

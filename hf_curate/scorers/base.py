@@ -93,6 +93,10 @@ class Scorer(ABC):
         """Called by `score` with the whole pool before anything is computed: what a fit on it will be called becomes
         part of the identity."""
 
+    def complete(self, dataset: Any) -> Any:
+        """Called by `score` with the whole pool: the pool with what its rows lack."""
+        return dataset
+
     def prepare(self, dataset: Any) -> None:  # noqa: B027
         """Called by `score` with the whole pool, before the first row: scorers that are fitted on it do it here."""
 

@@ -29,7 +29,6 @@ from hf_curate.scorers.policy import DirectedScorer, Fitted
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Features
 
 
 STATISTICS = ("cosine", "dot", "t", "corr")
@@ -82,6 +81,8 @@ class GradAlignScorer(DirectedScorer):
         statistic (`str`, *optional*, defaults to `"cosine"`): "cosine", "dot" (inner product), "t" (its ratio to its
             standard error) or "corr" (correlation of rewards and products); the last two are null for fewer than 3
             rollouts. Measured: see the README on what they reward beside direction.
+        rollouts (`Rollouts`, *optional*): makes responses and rewards where the rows (also those to fit on) have none;
+            its columns are then kept too.
         revision, tokenizer, dtype, device, model_kwargs: as for `GraceScorer`.
         prompt, messages, responses, response_ids, rewards (`str`, *optional*): names of columns. Without them:
             `messages`, `conversations`, `prompt` or its aliases; `response_ids` before `responses`; `rewards`.
@@ -109,7 +110,7 @@ class GradAlignScorer(DirectedScorer):
     prefix = "gradalign"
     algorithm_version = 1
     kind = "validation gradient"
-    placing = (*DirectedScorer.placing, "validation", "direction")
+    placing = (*DirectedScorer.placing, "validation", "direction", "rollouts")
 
     def __init__(
         self,
@@ -117,6 +118,7 @@ class GradAlignScorer(DirectedScorer):
         validation: Any = None,
         direction: str | Path | None = None,
         *,
+        rollouts: Any = None,
         parameters: str = "all",
         statistic: str = "cosine",
         revision: str | None = None,
@@ -147,16 +149,14 @@ class GradAlignScorer(DirectedScorer):
         self._take_direction(direction)
 
     @property
-    def columns(self) -> Features:
-        from datasets import Features, Value
+    def own_columns(self) -> dict[str, Any]:
+        from datasets import Value
 
-        return Features(
-            {
-                "gradalign_score": Value("float32"),
-                "gradalign_stderr": Value("float32"),
-                "gradalign_error": Value("string"),
-            }
-        )
+        return {
+            "gradalign_score": Value("float32"),
+            "gradalign_stderr": Value("float32"),
+            "gradalign_error": Value("string"),
+        }
 
     @property
     def column(self) -> str:
@@ -183,7 +183,7 @@ class GradAlignScorer(DirectedScorer):
         out: str | Path | None = None,
         *,
         source: str | None = None,
-        verifier: str | None = None,
+        verifier: Any = None,
     ) -> GradAlignScorer:
         try:
             with self.reader.aside():

@@ -29,7 +29,6 @@ from hf_curate.scorers.policy import DirectedScorer
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Features
     from torch import nn
 
     from hf_curate.gradients.directions import Direction
@@ -56,6 +55,8 @@ class LearnAlignScorer(DirectedScorer):
         correct_above (`float`, *optional*, defaults to 0.5): a rollout with a higher reward counts as correct.
         seed (`int`, *optional*, defaults to 0): of the projection.
         direction (`str` or `Path`, *optional*): what an earlier `fit` wrote, instead of fitting.
+        rollouts (`Rollouts`, *optional*): makes responses and rewards where the rows (also those to fit on) have none;
+            its columns are then kept too.
         revision, tokenizer, dtype, device, model_kwargs: as for `GraceScorer`.
         prompt, messages, responses, response_ids, rewards (`str`, *optional*): names of columns, as for
             `GradAlignScorer`.
@@ -81,13 +82,14 @@ class LearnAlignScorer(DirectedScorer):
     prefix = "learnalign"
     algorithm_version = 1
     kind = "mean direction"
-    placing = (*DirectedScorer.placing, "direction")
+    placing = (*DirectedScorer.placing, "direction", "rollouts")
 
     def __init__(
         self,
         model: Any,
         projection_dim: int | None = None,
         *,
+        rollouts: Any = None,
         parameters: str = "linear",
         correct_above: float = 0.5,
         seed: int = 0,
@@ -114,16 +116,14 @@ class LearnAlignScorer(DirectedScorer):
         self._take_direction(direction)
 
     @property
-    def columns(self) -> Features:
-        from datasets import Features, Value
+    def own_columns(self) -> dict[str, Any]:
+        from datasets import Value
 
-        return Features(
-            {
-                "learnability": Value("float32"),
-                "learnalign_score": Value("float32"),
-                "learnalign_error": Value("string"),
-            }
-        )
+        return {
+            "learnability": Value("float32"),
+            "learnalign_score": Value("float32"),
+            "learnalign_error": Value("string"),
+        }
 
     @property
     def column(self) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_curate.errors import DirectionError, RowError, ScoreError
+from hf_curate.errors import ColumnsError, DirectionError, RowError, ScoreError
+from hf_curate.groups import detect_group_columns
 from hf_curate.models import evaluating
 from hf_curate.scorers.base import which_weights
 from hf_curate.scorers.fitting import (
@@ -36,6 +37,7 @@ from hf_curate.weights import folder_digest
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Features
     from torch import nn
 
     from hf_curate.gradients.directions import Direction
@@ -70,10 +72,27 @@ class PolicyScorer(ModelScorer):
         self.reader = GroupReader(
             self.source, {role: given[role] for role in COLUMNS}, given["tokenizer"], given["max_length"]
         )
+        self.rollouts = given["rollouts"]
+        if self.rollouts is not None and not hasattr(self.rollouts, "score_rows"):
+            raise ScoreError(f"rollouts= is a {type(self.rollouts).__name__}: pass a Rollouts(model, verifier, ...).")
         self._chosen: tuple[LanguageModel, dict[str, nn.Parameter]] | None = None
 
+    @property
+    @abstractmethod
+    def own_columns(self) -> dict[str, Any]:
+        """The score columns with their types."""
+
+    @property
+    def columns(self) -> Features:
+        from datasets import Features
+
+        made = {} if self.rollouts is None else self.rollouts.columns
+        return Features({**made, **self.own_columns})
+
     def settings(self) -> dict[str, Any]:
+        made = {} if self.rollouts is None else {"rollouts": self.rollouts.identity}
         return {
+            **made,
             "parameters": self.parameters,
             "model_kwargs": self.model_kwargs_record,
             **self.reader.settings(),
@@ -87,6 +106,51 @@ class PolicyScorer(ModelScorer):
             self._chosen = (model, parameters_of(model.model, self.parameters))
         return self._chosen[1]
 
+    def record(self) -> dict[str, Any]:
+        made = {} if self.rollouts is None else {"rollouts": self.rollouts.record()}
+        return {**super().record(), **made}
+
+    def call(self) -> str:
+        return super().call() if self.rollouts is None else f"{super().call()[:-1]}, rollouts=rollouts)"
+
+    def _makes(self, names: Sequence[str]) -> bool:
+        """Whether rows with these columns lack rollouts, and there is something that makes them."""
+        if self.rollouts is None:
+            return False
+        try:
+            detect_group_columns(names, None, **self.reader.asked)
+        except ColumnsError:
+            return True
+        return False
+
+    def reads(self, names: Sequence[str]) -> list[str]:
+        if self._makes(names):
+            return self.rollouts.reads(names)
+        kept = () if self.rollouts is None else tuple(self.rollouts.columns)
+        found = self.reader.reads(names)
+        return [name for name in names if name in found or name in kept]
+
+    def is_batch(self, rows: Mapping[str, Any]) -> bool:
+        return self.rollouts.is_batch(rows) if self._makes(list(rows)) else super().is_batch(rows)
+
+    def check_columns(self, names: Sequence[str], first_row: Mapping[str, Any] | None) -> None:
+        if self._makes(names):
+            self.rollouts.check_columns(names, first_row)
+        else:
+            super().check_columns(names, first_row)
+
+    def complete(self, dataset: Any) -> Any:
+        """The dataset with rollouts, made if it lacks them."""
+        if not self._makes(dataset.column_names):
+            return dataset
+        return dataset.map(
+            self.rollouts,
+            batched=True,
+            batch_size=self.rollouts.batch_rows,
+            features=self.rollouts.features(dataset),
+            desc="rollouts",
+        )
+
     def token_limit(self, model: LanguageModel) -> int:
         """Padded tokens whose activations a backward keeps: as many as fit into 8 GiB (1 GiB on the CPU)."""
         config = model.model.config.get_text_config()
@@ -99,16 +163,40 @@ class PolicyScorer(ModelScorer):
     def score_rows(
         self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
     ) -> list[dict[str, Any] | RowError]:
-        read = [self.reader.read(row) for row in rows]
+        made = [] if self.rollouts is None else self._made(rows, rank)
+        whole = [{**row, **own} for row, own in zip(rows, made, strict=True)] if made else rows
+        read = [self.reader.read(row) for row in whole]
         groups = [item for item in read if isinstance(item, Group)]
         self._warn_about_unknown_tokens([r.input_ids for group in groups for r in group.rollouts])
-        return [item if isinstance(item, RowError) else self._result(item, rank) for item in read]
+        results = [self._result(item, rank) for item in read]
+        if not made:
+            return results
+        return [self._with(own, result) for own, result in zip(made, results, strict=True)]
 
-    def _result(self, group: Group, rank: int | None) -> dict[str, Any] | RowError:
+    def _result(self, item: Group | RowError, rank: int | None) -> dict[str, Any] | RowError:
         try:
-            return self.score_group(group, rank)
+            return item if isinstance(item, RowError) else self.score_group(item, rank)
         except RowError as error:
             return error
+
+    def _made(self, rows: Sequence[Mapping[str, Any]], rank: int | None) -> list[dict[str, Any]]:
+        """The columns of rollouts of each row: made, or those that are there."""
+        names = list(self.rollouts.columns)
+        if not self._makes(list(rows[0])):
+            return [{name: row.get(name) for name in names} for row in rows]
+        failed = f"{self.rollouts.prefix}_error"
+        return [
+            {**dict.fromkeys(names), failed: str(result) if isinstance(result, RowError) else ""}
+            | ({} if isinstance(result, RowError) else result)
+            for result in self.rollouts.score_rows(rows, rank)
+        ]
+
+    def _with(self, made: Mapping[str, Any], result: dict[str, Any] | RowError) -> dict[str, Any]:
+        """Rollouts stay, also where there is no score."""
+        if not isinstance(result, RowError):
+            return {**made, **result}
+        reason = made.get(f"{self.rollouts.prefix}_error") or str(result)
+        return {**made, **dict.fromkeys(self.own_columns), f"{self.prefix}_error": reason}
 
     @abstractmethod
     def score_group(self, group: Group, rank: int | None) -> dict[str, Any]:
@@ -216,7 +304,7 @@ class DirectedScorer(PolicyScorer):
             "algorithm_version": self.algorithm_version,
             "model": which_weights(self.model_record()),
             "settings": self._fit_settings(),
-            "rows": rows_digest(dataset, self.reader.reads(dataset.column_names)),
+            "rows": rows_digest(dataset, self.reads(dataset.column_names)),
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -232,7 +320,7 @@ class DirectedScorer(PolicyScorer):
         out: str | Path | None = None,
         *,
         source: str | None = None,
-        verifier: str | None = None,
+        verifier: Any = None,
     ) -> Self:
         """Computes the direction from a dataset of rollouts and keeps it as a file; returns the scorer.
 
@@ -247,12 +335,14 @@ class DirectedScorer(PolicyScorer):
             DirectionError: no row has a signal, or `out` holds something else.
         """
         check_pool(dataset)
-        self.reader.columns_of(self.reader.reads(dataset.column_names), dataset[0])
+        self.check_columns(self.reads(dataset.column_names), dataset[0])
         key = self._fit_key(dataset)
         path = Path(out).expanduser().resolve() if out is not None else cached(key, self._suffix())
         self._at_hand, self._record, self._implicit = None, None, False
         if not self._is_there(path, key):
             check_writable(path)
+            dataset = self.complete(dataset)
+            verifier = verifier or (None if self.rollouts is None else self.rollouts.verifier.record())
             self._make(dataset, path, key, {"source": public_name(source), "verifier": verifier})
         self.fitted = Fitted(path, key, self._file_digest(path))
         return self

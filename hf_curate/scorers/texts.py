@@ -238,15 +238,15 @@ class LossScorer(TextScorer):
             8,192 on the CPU and 32,768 elsewhere.
         others: as for `LongestScorer`.
 
-    Adds `loss_score` (float32: the loss, or minus the loss with "lowest", so that higher is better) and `loss_error`
-    (string, "" when scored). The loss of a trace is the mean over the tokens of its steps and answer, that of rollouts
-    the mean over rollouts of the mean over response tokens.
+    Adds `lowest_loss_score` (float32: minus the loss) or, with "highest", `highest_loss_score` (the loss), so that
+    higher is better, and `lowest_loss_error` or `highest_loss_error` (string, "" when scored). The loss of a trace is
+    the mean over the tokens of its steps and answer, that of rollouts the mean over rollouts of the mean over response
+    tokens.
 
     Raises: `ModelError` for models that cannot be loaded or scored exactly, `ColumnsError`, `CurateError`.
     """
 
     name = "Loss"
-    prefix = "loss"
     algorithm_version = 1
     batch_rows = 64
     """Rows that `score` hands over at a time: a row may hold many rollouts, and the bar should move."""
@@ -276,7 +276,7 @@ class LossScorer(TextScorer):
         super().__init__()
         self._take(locals())
         self.prefer = one_of(prefer, tuple(PREFER), "prefer")
-        self.name = f"{self.prefer.capitalize()} loss"
+        self.name, self.prefix = f"{self.prefer.capitalize()} loss", f"{self.prefer}_loss"
 
     def settings(self) -> dict[str, Any]:
         return {"prefer": self.prefer, "model_kwargs": self.model_kwargs_record, **self.reader.settings()}

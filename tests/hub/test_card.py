@@ -15,12 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_curate.budgets import STRATEGIES
 from hf_curate.errors import ManifestError
-from hf_curate.hub.card import PARTS, Card, budget_words, model_name, source_name, templates
+from hf_curate.hub.card import PARTS, UNRANKED, Card, budget_words, model_name, source_name, templates
 from hf_curate.hub.readme import merge_readme
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PLOTS = {"scores": "grace-20pct/train.scores.png"}
+ORDERS = (
+    "Orders that need a model (losses, GRACE, GradAlign, LearnAlign, Align) appear only where their columns are in "
+    "the dataset.\n"
+)
 HUMAN = """---
 # Kept by hand; see the issue tracker before changing.
 pretty_name:   "Traces, mixed"
@@ -142,7 +147,9 @@ def test_a_plain_column_without_source_or_model_has_a_card_too(manifest: dict[st
     card = Card(manifest)
     assert card.body.endswith("of a source that was not recorded, chosen by length, budget 20 %")
     assert "no paper to cite" in card["Citation"].body
-    assert "GRACE" not in card.render()
+    assert "GRACE" not in card.render().replace(ORDERS, "")
+    audit = card["Scores"]["Audit against exact gradients"].body
+    assert audit == "Does not apply: no model was read for this choice."
 
 
 def test_a_threshold_selection_names_its_minimum_score_where_a_budget_would_stand(manifest: dict[str, Any]) -> None:
@@ -219,7 +226,7 @@ def test_what_is_said_of_traces_is_said_of_grace_alone(rollouts: dict[str, Any])
     assert rollouts["selector"]["audit"] is rollouts["model"]["warm_up"] is None
     for name, papers in (("GradAlign", ["gradalign"]), ("LearnAlign", ["learnalign"]), ("Loss", [])):
         rollouts["selector"]["name"], rollouts["citations"] = name, papers
-        text = Card(rollouts).render()
+        text = Card(rollouts).render().replace(ORDERS, "")
         for words in (
             "GRACE",
             "a trace's steps",
@@ -269,16 +276,132 @@ def test_a_projected_score_is_called_an_estimate_and_an_exact_one_needs_no_audit
     assert "after a random projection" in Card(rollouts)["Limits"].body
 
 
-def test_the_direction_is_told_with_its_problems_and_settings(rollouts: dict[str, Any]) -> None:
-    chosen = Card(rollouts)["How it was chosen"]
-    assert "| Direction | validation gradient: 64 problems, 41 with signal |" in chosen.body.splitlines()
-    assert "| `direction.parameters.tensors` | `30` |" in chosen["Settings"].body.splitlines()
+def test_the_direction_has_a_table_of_its_own_without_what_is_said_elsewhere(rollouts: dict[str, Any]) -> None:
+    chosen, direction = Card(rollouts)["How it was chosen"], rollouts["selector"]["direction"]
+    assert chosen["Direction"].body.splitlines()[2:] == [
+        "| Kind | validation gradient |",
+        f"| Source of its rows | `{direction['source']}` |",
+        "| Problems | 64, 41 with signal |",
+        "| Right or wrong throughout | 3 right, 19 wrong |",
+        "| Not read | too long 1 |",
+        "| Rollouts | 504 |",
+        "| Parameters | `all`, 30 tensors, 834,000 values |",
+        "| Model | Qwen/Qwen3-0.6B@c1899de |",
+        f"| Key | `{direction['key']}` |",
+    ]
+    assert "irection" not in chosen.body + chosen["Settings"].body
     assert "comes from 64 problems, 41 with signal" in Card(rollouts)["Limits"].body
-    rollouts["selector"]["direction"] = None
-    assert "irection" not in Card(rollouts)["How it was chosen"].render()
-    assert "that problems are compared with" not in Card(rollouts)["Limits"].body
+    direction |= {"verifier": "math, version 1", "source": None}
+    lines = Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
+    assert "| Verifier | `math, version 1` |" in lines
+    assert not any("Source" in line for line in lines)
     rollouts["selector"]["direction"] = {"kind": "by hand"}
-    assert "| `direction.kind` | `by hand` |" in Card(rollouts)["How it was chosen"]["Settings"].body
+    lines = Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
+    assert lines == ["| Direction | Value |", "|---|---|", "| Kind | by hand |"]
+
+
+def test_without_a_direction_its_file_stays_among_the_settings(rollouts: dict[str, Any]) -> None:
+    rollouts["selector"]["direction"] = None
+    chosen = Card(rollouts)["How it was chosen"]
+    assert "Direction" not in chosen.sections
+    assert f"| `direction.fit` | `{rollouts['selector']['settings']['direction']['fit']}` |" in chosen["Settings"].body
+    assert "that problems are compared with" not in Card(rollouts)["Limits"].body
+    rollouts["selector"]["settings"] = {}
+    assert Card(rollouts)["How it was chosen"]["Settings"].body == "None recorded."
+
+
+CHOSEN = {
+    "random": "chosen at random among the rows scored by",
+    "longest": "the longest among the rows scored by",
+    "most_steps": "those with the most steps among the rows scored by",
+    "lowest_loss": "those with the lowest loss among the rows scored by",
+    "highest_loss": "those with the highest loss among the rows scored by",
+    "accuracy_greedy": "those with a success rate nearest 0.5 among the rows scored by",
+    "pass_rate_band": "the first that are neither always right nor always wrong among the rows scored by",
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("golden", ["manifest_grace.json", "manifest_gradalign.json"])
+def test_only_a_selector_that_ranked_the_rows_has_chosen_them(golden: str, strategy: str) -> None:
+    manifest = json.loads((GOLDENS / golden).read_text("utf-8"))
+    selector, budget = manifest["selector"], manifest["budget"]
+    selector |= {"strategy": strategy, "audit": None}
+    manifest["confounds"] = {"loss": 0.9}
+    ranked = strategy not in CHOSEN
+    if not ranked:
+        budget |= {"threshold": None, "at_threshold": None}
+    if strategy == "threshold":
+        budget |= {"asked": "min_score 0.25", "unit": "min_score", "min_score": 0.25}
+    card = Card(manifest)
+    words = f", {CHOSEN.get(strategy, 'chosen by')} {selector['name']} with {model_name(manifest)}, "
+    assert card.body.endswith(words + ("minimum score 0.25" if strategy == "threshold" else "budget 20 %"))
+    assert (f"By the strategy `{strategy}`, " in card["How it was chosen"].body) != ranked
+    assert ("The score did not rank them." in card["How it was chosen"].body) != ranked
+    assert ("The score did not rank these rows" in card["Limits"].body) != ranked
+    assert ("in part this is a choice by that property" in card["Limits"].body) == ranked
+    audit = card["Scores"]["Audit against exact gradients"].body
+    assert (audit == "Does not apply: the score did not rank these rows.") != ranked
+
+
+def test_every_strategy_that_does_not_rank_by_the_score_has_its_words() -> None:
+    assert set(CHOSEN) == set(UNRANKED) == set(STRATEGIES) - {"top", "threshold", "stratified"}
+
+
+def test_a_minimum_score_is_named_beside_another_order(rollouts: dict[str, Any]) -> None:
+    rollouts["selector"]["strategy"] = "longest"
+    rollouts["budget"]["min_score"] = 0.125
+    body = Card(rollouts)["How it was chosen"].body
+    assert "out of those that have a number in `gradalign_score` of 0.125 or more." in body
+
+
+def test_ties_at_the_threshold_are_told_where_not_all_of_them_were_kept(rollouts: dict[str, Any]) -> None:
+    words = "60 rows share the threshold score; ties go by row order, and 3 of them were kept."
+    assert words in Card(rollouts)["How it was chosen"].body.splitlines()
+    for at in ({"scored": 3, "kept": 3}, None):
+        rollouts["budget"]["at_threshold"] = at
+        assert "share the threshold score" not in Card(rollouts).render()
+    del rollouts["budget"]["at_threshold"]
+    assert "share the threshold score" not in Card(rollouts).render()
+
+
+@pytest.mark.parametrize(
+    ("column", "own"),
+    [
+        ("accuracy_greedy_score", {"success_rate", "learnability"}),
+        ("pass_rate_band_score", {"success_rate", "learnability"}),
+        ("learnability", {"success_rate", "learnability"}),
+        ("longest_score", {"tokens", "length"}),
+        ("grace_tokens", {"tokens"}),
+        ("most_steps_score", {"steps"}),
+        ("loss_score", {"loss"}),
+        ("grace_loss", {"loss"}),
+        ("learnalign_score", set()),
+        ("grace_value", set()),
+    ],
+)
+def test_a_score_that_is_a_property_is_not_said_to_go_along_with_it(
+    rollouts: dict[str, Any], column: str, own: set[str]
+) -> None:
+    names = ("steps", "tokens", "loss", "overlap", "success_rate", "learnability", "length")
+    rollouts["selector"]["column"], rollouts["confounds"] = column, dict.fromkeys(names, -0.9)
+    limits = Card(rollouts)["Limits"].body
+    assert limits.count("in part this is a choice by that property") == len(names) - len(own)
+
+
+def test_a_loss_is_not_audited_against_gradients(manifest: dict[str, Any]) -> None:
+    manifest["selector"] |= {"name": "Lowest loss", "class": "LossScorer", "column": "loss_score", "audit": None}
+    audit = Card(manifest | {"citations": []})["Scores"]["Audit against exact gradients"].body
+    assert audit == "Does not apply: the score is the model's loss, not made of gradients."
+
+
+def test_one_row_is_told_in_the_singular(rollouts: dict[str, Any]) -> None:
+    rollouts["rollouts"]["without_signal"]["kept"] = 1
+    rollouts["rows"]["scored"] = rollouts["rows"]["in"] - 1
+    limits = Card(rollouts)["Limits"].body.splitlines()
+    words = "its rollouts give no policy gradient, and its score is 0 whatever it is worth."
+    assert f"- 1 kept row is without signal: {words}" in limits
+    assert "- 1 row could not be scored and is missing here whatever it is worth." in limits
 
 
 def test_a_column_among_the_other_choices_is_explained_once(

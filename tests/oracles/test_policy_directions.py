@@ -109,7 +109,8 @@ def test_the_validation_gradient_is_the_mean_over_all_problems(tmp_path: Path, n
         assert float((found - wanted).norm()) <= POLICY[dtype] * float(wanted.norm())
         assert direction.norm == pytest.approx(float(wanted.norm()), rel=POLICY[dtype])
         rows = direction.record["rows"]
-        assert (rows["in"], rows["with_signal"], rows["all_wrong"], rows["all_right"]) == (3, 2, 1, 0)
+        assert (rows["in"], rows["with_signal"], rows["without_signal"]) == (3, 2, 1)
+        assert (rows["all_wrong"], rows["all_right"]) == (1, 0)
 
 
 # -- scores --------------------------------------------------------------------------------------------------
@@ -135,11 +136,12 @@ def test_gradalign_scores_are_the_statistics_of_explicit_gradients(name: str, wh
         signal = bool(gradient.any())
         wanted["cosine"].append(reference.cosine(gradient, direction))
         wanted["dot"].append(reference.inner(gradient, direction))
-        wanted["stderr"].append(reference.standard_error(parts) if signal else 0.0)
-        wanted["corr"].append(reference.correlation(advantages, along) if signal else 0.0)
         spread = len(parts) > 2  # the two parts of two rollouts are equal
+        wanted["stderr"].append((reference.standard_error(parts) if signal else 0.0) if spread else None)
+        wanted["corr"].append((reference.correlation(advantages, along) if spread else None) if signal else 0.0)
         wanted["t"].append((reference.t_statistic(parts) if spread else None) if signal else 0.0)
-    assert wanted["t"].count(None) == 1
+    assert wanted["t"].count(None) == wanted["corr"].count(None) == 1
+    assert wanted["stderr"].count(None) == sum(len(problem.rewards) < 3 for problem in POOL) == 3
     trusted = rows_of(TRUSTED)
     tolerance = {torch.float64: COLUMN, torch.float32: POLICY[torch.float32]}[dtype]
     for statistic in ("cosine", "dot", "t", "corr"):
@@ -151,14 +153,10 @@ def test_gradalign_scores_are_the_statistics_of_explicit_gradients(name: str, wh
         ):
             assert (score is None) == (want is None) == bool(error)
             assert (score == 0.0) == (not gradient.any())
-        pairs = [(a, b) for a, b in zip(found["gradalign_score"], wanted[statistic], strict=True) if b is not None]
-        assert near([a for a, _ in pairs], [b for _, b in pairs], tolerance)
-        scored = [index for index, want in enumerate(wanted[statistic]) if want is not None]
-        assert near(
-            [found["gradalign_stderr"][index] for index in scored],
-            [wanted["stderr"][index] or 0.0 for index in scored],
-            tolerance,
-        )
+        for column, kind in (("gradalign_score", statistic), ("gradalign_stderr", "stderr")):
+            pairs = [(a, b) for a, b in zip(found[column], wanted[kind], strict=True) if b is not None]
+            assert near([a for a, _ in pairs], [b for _, b in pairs], tolerance)
+            assert [value is None for value in found[column]] == [want is None for want in wanted[kind]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

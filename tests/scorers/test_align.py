@@ -113,7 +113,7 @@ def test_score_fits_on_the_pool_and_an_unfitted_map_says_what_to_call(folder: Pa
 
 def test_a_pool_without_signal_is_an_error_that_says_what_to_change(folder: Path) -> None:
     rows = [{**row, "rewards": [1.0] * 4} for row in solved(2)] + [{**row, "rewards": [0.0] * 4} for row in solved(3)]
-    with pytest.raises(DirectionError, match=r"of 5 problems 2 got one positive.*3 one reward of 0.*more rollouts"):
+    with pytest.raises(DirectionError, match=r"of 5 problems 2 are solved by every rollout, 3 by none.*more rollouts"):
         AlignScorer(folder).fit(Dataset.from_list(rows))
 
 

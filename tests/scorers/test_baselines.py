@@ -308,8 +308,8 @@ def test_losses_do_not_depend_on_batches(
         alone = scores(MAKERS["lowest_loss"](batch_tokens=1), own)
         batch = {name: [row[name] for row in own] for name in own[0]}
         together = MAKERS["lowest_loss"](batch_tokens=tokens)(batch)
-        assert together["loss_error"] == [""] * len(own)
-        np.testing.assert_allclose(together["loss_score"], alone, rtol=SAME)
+        assert together["lowest_loss_error"] == [""] * len(own)
+        np.testing.assert_allclose(together["lowest_loss_score"], alone, rtol=SAME)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": torch.ones(300)}, {"scale": 0.5, "softcap": 3.0}])
@@ -338,10 +338,10 @@ def test_weights_that_are_nan_give_nulls_with_a_reason(tmp_path: Path, rows: lis
     clean = {"prompt": "1+1?\n", "responses": ["1+1=2\n#2", "2"], "rewards": [1.0, 0.0]}
     bad = {**clean, "responses": ["1+1=2\n#2", "1+9=10\n#10"]}
     done = LossScorer(folder, dtype="float32")({name: [clean[name], bad[name]] for name in clean})
-    assert done["loss_error"][0] == ""
-    assert np.isfinite(done["loss_score"][0])
-    assert done["loss_score"][1] is None
-    assert done["loss_error"][1].startswith("not finite: the model's logits for token ")
+    assert done["lowest_loss_error"][0] == ""
+    assert np.isfinite(done["lowest_loss_score"][0])
+    assert done["lowest_loss_score"][1] is None
+    assert done["lowest_loss_error"][1].startswith("not finite: the model's logits for token ")
 
 
 # -- rollouts or a trace ----------------------------------------------------------------------------------------------
@@ -520,10 +520,10 @@ def test_every_baseline_can_be_selected_by_saved_and_loaded(
         again = load_curated(tmp_path, f"config-{number}")
         assert again.problems == []
         assert again.manifest["selector"]["name"] == scorer.name
-        assert (again.manifest["model"] is None) == (scorer.prefix != "loss")
+        assert (again.manifest["model"] is None) == ("loss" not in scorer.prefix)
     card = (tmp_path / "README.md").read_text("utf-8")
     assert scorer.name in card
-    assert ("No model was read for this choice." in card) == (scorer.prefix != "loss")
+    assert ("No model was read for this choice." in card) == ("loss" not in scorer.prefix)
 
 
 def test_settings_name_the_columns_that_were_read(rows: list[dict[str, Any]], traces: list[dict[str, Any]]) -> None:

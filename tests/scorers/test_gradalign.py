@@ -34,6 +34,7 @@ from tolerances import COLUMN, POLICY, SAME_RUN
 
 from hf_curate import score
 from hf_curate.errors import CurateError, DirectionError, ModelError, ScoreError
+from hf_curate.scorers.fitting import advantages
 from hf_curate.scorers.gradalign import STATISTICS, GradAlignScorer, statistics
 from hf_curate.scorers.learnalign import LearnAlignScorer
 
@@ -111,27 +112,27 @@ def test_scores_and_standard_errors_are_those_of_explicit_gradients(name: str) -
     one = made["cosine"]
     vectors = rollout_vectors(one, rows, which)
     direction = reference.mean_of(gradients(rollout_vectors(one, val, which), val))
-    wanted: dict[str, list[float]] = {kind: [] for kind in (*STATISTICS, "stderr")}
+    wanted: dict[str, list[float | None]] = {kind: [] for kind in (*STATISTICS, "stderr")}
     for own, gradient, row in zip(vectors, gradients(vectors, rows), rows, strict=True):
         a, d = reference.advantages_of(row["rewards"]), [reference.inner(vector, direction) for vector in own]
         parts, signal = reference.parts(a, d), bool(gradient.any())
         wanted["cosine"].append(reference.cosine(gradient, direction))
         wanted["dot"].append(reference.inner(gradient, direction))
-        wanted["corr"].append(reference.correlation(a, d) if signal else 0.0)
-        wanted["stderr"].append(reference.standard_error(parts) if signal else 0.0)
-        wanted["t"].append(reference.t_statistic(parts) if signal and len(parts) > 2 else 0.0)
+        enough = len(parts) > 2
+        wanted["corr"].append((reference.correlation(a, d) if enough else None) if signal else 0.0)
+        wanted["stderr"].append((reference.standard_error(parts) if signal else 0.0) if enough else None)
+        wanted["t"].append((reference.t_statistic(parts) if enough else None) if signal else 0.0)
     assert [value != 0.0 for value in wanted["cosine"]] == SIGNAL
+    assert [place for place, value in enumerate(wanted["t"]) if value is None] == [KIND["pair"]]
+    assert [place for place, value in enumerate(wanted["stderr"]) if value is None] == [KIND["alone"], KIND["pair"]]
     tolerance = COLUMN if dtype == torch.float64 else POLICY[dtype]
     for kind, its in made.items():
         found = its({column: pool()[column] for column in pool().column_names})
         for column, expected in (("gradalign_score", wanted[kind]), ("gradalign_stderr", wanted["stderr"])):
-            largest = max(map(abs, expected))
+            largest = max(abs(want) for want in expected if want is not None)
             for place, (value, want) in enumerate(zip(found[column], expected, strict=True)):
-                if value is None:
-                    lacks = {KIND["alone"]} if column == "gradalign_stderr" else set()
-                    assert place in (lacks | {KIND["pair"]} if kind == "t" else lacks)
-                else:
-                    assert abs(value - want) <= tolerance * largest, (kind, column, place)
+                assert (value is None) == (want is None), (kind, column, place)
+                assert value is None or abs(value - want) <= tolerance * largest, (kind, column, place)
     group = one.reader.read(rows[0])
     products, norm = one.products(group, None)  # type: ignore[arg-type]
     assert products.dot is not None
@@ -185,16 +186,25 @@ def test_row_order_and_repeated_rows_change_nothing(scorer: GradAlignScorer, alo
     assert_same(pool().select(order).map(scorer, batched=True), [alone[i] for i in order], 0.0)
 
 
-@pytest.mark.parametrize("tokens", [1, 60, 100, 100_000])
+@pytest.mark.parametrize(
+    ("tokens", "passes", "again"),
+    [(1, 3, True), (6, 2, True), (60, 1, True), (200, 1, False)],
+    ids=["one each", "several passes", "recomputed", "whole"],
+)
 def test_the_forwards_that_a_group_is_split_into_change_nothing(
-    tokens: int, folder: Path, scorer: GradAlignScorer, alone: list[dict[str, Any]]
+    tokens: int, passes: int, again: bool, folder: Path, scorer: GradAlignScorer, alone: list[dict[str, Any]]
 ) -> None:
     split = GradAlignScorer(folder, validation=trusted(), batch_tokens=tokens)
     row = pool()[0]
     split(row)
+    blocks: list[int] = []
+    handle = split.load().decoder.layers[0].self_attn.register_forward_hook(lambda *_: blocks.append(1))  # type: ignore[index,union-attr]
     with forwards(split) as seen:
         split(row)
-    assert len(seen) == {1: 3, 60: 3, 100: 2, 100_000: 1}[tokens], "two of the four responses are the same"
+    handle.remove()
+    # three different responses of 42 tokens with their prompt; more than 16 times `tokens` are not in one pass
+    assert len(seen) == passes
+    assert len(blocks) == passes * (2 if again else 1), "a block runs again where it kept its input alone"
     assert_same(by_row(split(pool()[:])), alone)
 
 
@@ -303,7 +313,7 @@ def test_a_problem_without_signal_scores_exactly_zero_without_a_forward(scorer: 
         assert seen
     for row, one in zip(silent, found, strict=True):
         assert one["gradalign_score"] == 0.0
-        assert one["gradalign_stderr"] == (None if len(row["rewards"]) == 1 else 0.0)
+        assert one["gradalign_stderr"] == (None if len(row["rewards"]) < 3 else 0.0)
         assert one["gradalign_error"] == ""
 
 
@@ -329,17 +339,55 @@ def test_a_problem_that_reaches_no_parameter_of_the_set_scores_zero() -> None:
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
-def test_two_rollouts_have_a_score_and_a_standard_error_of_zero_but_no_t(folder: Path, statistic: str) -> None:
+def test_two_rollouts_have_a_score_but_no_standard_error_no_t_and_no_correlation(
+    folder: Path, statistic: str
+) -> None:
     made = GradAlignScorer(folder, validation=trusted(), statistic=statistic)
-    found = made(rows_of_every_kind()[KIND["pair"]])
-    if statistic == "t":
-        assert found["gradalign_error"] == "no spread: the 2 rollouts agree entirely, and a t value needs their spread"
-        assert found["gradalign_score"] is found["gradalign_stderr"] is None
+    row = rows_of_every_kind()[KIND["pair"]]
+    found = made(row)
+    assert found["gradalign_stderr"] is None
+    if statistic in ("t", "corr"):
+        needs = f"2 rollouts say nothing of their spread, and {statistic} needs it"
+        assert found == {"gradalign_score": None, "gradalign_stderr": None, "gradalign_error": f"no spread: {needs}"}
     else:
         assert found["gradalign_error"] == ""
         assert found["gradalign_score"] != 0.0
-        assert found["gradalign_stderr"] == pytest.approx(0.0, abs=1e-8)
-        assert statistic != "corr" or abs(found["gradalign_score"]) == pytest.approx(1.0)
+    for few in (1, 2, 3):  # without signal the score is 0 whatever the statistic
+        same = {**row, "responses": [*row["responses"], "3"][:few], "rewards": [1.0] * few}
+        stderr = 0.0 if few > 2 else None
+        assert made(same) == {"gradalign_score": 0.0, "gradalign_stderr": stderr, "gradalign_error": ""}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_statistics_of_fewer_than_three_rollouts_know_their_inner_product_alone(count: int) -> None:
+    found = statistics(np.array([1.0, 0.0])[:count], np.array([3.0, 1.0])[:count])
+    assert found.pop("dot") == {1: 0.0, 2: 0.5}[count]
+    assert set(found) == {"stderr", "t", "corr"}
+    assert np.isnan(list(found.values())).all()
+
+
+def test_rewards_that_differ_by_rounding_alone_are_equal(scorer: GradAlignScorer) -> None:
+    row = pool()[0]
+    sums = [0.1 + 0.2 + 0.7, 0.7 + 0.2 + 0.1, 1.0, 1.0 - 1e-16]
+    assert len(set(sums)) > 1
+    equal = [sums, [1.0, 1.0 - 9e-7, 1.0, 1.0], [-2e8, -2e8 + 100.0, -2e8, -2e8], [3e-30, 3e-30 * (1 - 5e-7)] * 2]
+    scorer(row)
+    with forwards(scorer) as seen:
+        for rewards in equal:
+            assert scorer({**row, "rewards": rewards})["gradalign_score"] == 0.0
+        assert not seen
+        found = scorer({**row, "rewards": [1.0, 1.0 - 2e-6, 1.0, 1.0]})["gradalign_score"]
+        assert seen
+    assert found == pytest.approx(scorer({**row, "rewards": [1.0, 0.0, 1.0, 1.0]})["gradalign_score"], rel=1e-4)
+
+
+def test_advantages_of_large_rewards_keep_the_digits_in_which_these_differ() -> None:
+    large = 2.0**52
+    found = advantages(np.array([large + 1, large, large, large]))
+    assert found.tolist() == [0.75, -0.25, -0.25, -0.25]
+    plain = np.array([large + 1, large, large, large])
+    assert (plain - plain.mean()).tolist() != found.tolist(), "which a plain mean would lose"
+    assert advantages(np.array([1.0, 0.0, 0.0, 1.0])).tolist() == [0.5, -0.5, -0.5, 0.5]
 
 
 def test_two_rewards_of_three_equal_responses_weigh_as_one_response_with_their_sum(folder: Path) -> None:
@@ -420,6 +468,19 @@ def test_a_live_model_that_was_trained_since_the_fit_is_refused_until_it_is_fitt
         made(row)
     fresh = GradAlignScorer(model, tokenizer=tokenizer(), validation=trusted())
     assert made.fit(trusted())(row) == fresh(row)
+
+
+def test_all_that_is_measured_of_a_problem_comes_from_one_pass(scorer: GradAlignScorer) -> None:
+    row = pool()[0]
+    group = scorer.reader.read(row)
+    with forwards(scorer) as seen:
+        known = scorer.measure(group)  # type: ignore[arg-type]
+    assert len(seen) == 1
+    assert known is not None
+    assert set(known) == {*STATISTICS, "stderr"}
+    assert np.float32(known["cosine"]) == scorer(row)["gradalign_score"]
+    silent = scorer.reader.read({**row, "rewards": [1.0] * 4})
+    assert scorer.measure(silent) is None  # type: ignore[arg-type]
 
 
 # -- identity, pickles and the cache ----------------------------------------------------------------------------------
@@ -519,7 +580,7 @@ def test_the_record_speaks_of_the_pools_columns_and_of_the_validation_gradient(f
     assert direction["parameters"] == {"set": "all", "tensors": 25, "values": direction["parameters"]["values"]}
     assert direction["parameters"]["values"] == sum(p.numel() for p in made.load().model.parameters())
     assert direction["rows"] == {
-        "in": 4, "with_signal": 3, "all_right": 0, "all_wrong": 1, "failed": {}, "rollouts": 20
+        "in": 4, "with_signal": 3, "without_signal": 1, "all_right": 0, "all_wrong": 1, "failed": {}, "rollouts": 20
     }  # fmt: skip
     assert record["zero_without_signal"] is True
     assert GradAlignScorer(folder, validation=val).record()["direction"] == direction, "in a fresh scorer too"
