@@ -221,7 +221,8 @@ def _first_line(picked: Selection) -> str:
 def _summary(manifest: Mapping[str, Any]) -> list[str]:
     """Rows, budget, scores and rollouts in a few lines; what the manifest does not say is left out."""
     rows, budget = manifest["rows"], manifest["budget"]
-    lines = [f"rows: {rows['in']:,} in, {_said(rows.get('scored'))} scored, {rows['kept']:,} kept"]
+    counts = [f"{_said(rows[name])} {name}" for name in ("in", "scored", "kept") if rows.get(name) is not None]
+    lines = [f"rows: {', '.join(counts)}"]
     lines += [f"not scored: {_said(count)} x {kind}" for kind, count in _part(manifest, "rows", "failed").items()]
     paid = [f"{_said(budget[name])} {name}" for name in ("rows", "tokens") if budget.get(name) is not None]
     paid += [f"threshold {_said(budget['threshold'])}"] if budget.get("threshold") is not None else []

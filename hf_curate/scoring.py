@@ -145,7 +145,7 @@ def fit_first(scorer: Any, pool: Dataset, source: str, trusted: str | None, out:
     """Fits the scorer before it scores, on its validation set (called `trusted`) or else on the pool.
 
     The direction is kept at `out` (None: in the cache), with the name of the source that it was fitted on.
-    Warns if both sets hold the same rows. ColumnsError, DirectionError: of the validation set say so.
+    Warns if both sets hold the same rows. ColumnsError, DirectionError: say so where they are of the validation set.
     """
     if trusted is None:
         scorer.fit(pool, out=out, source=source)
@@ -159,8 +159,8 @@ def fit_first(scorer: Any, pool: Dataset, source: str, trusted: str | None, out:
         )
     try:
         scorer.fit(scorer.validation, out=out, source=trusted)
-    except (ColumnsError, DirectionError) as error:
-        raise type(error)(f"--validation ({trusted}): {error}") from error
+    except DirectionError as error:  # a ColumnsError says so itself
+        raise DirectionError(f"of the validation set: {error}") from error
 
 
 def _same_rows(scorer: Any, pool: Dataset, other: Dataset) -> bool:
@@ -169,7 +169,7 @@ def _same_rows(scorer: Any, pool: Dataset, other: Dataset) -> bool:
 
     if len(pool) != len(other):
         return False
-    read = [scorer.reader.reads(rows.column_names) for rows in (pool, other)]
+    read = [scorer.reads(rows.column_names) for rows in (pool, other)]
     return read[0] == read[1] and rows_digest(pool, read[0]) == rows_digest(other, read[1])
 
 

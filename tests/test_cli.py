@@ -110,7 +110,12 @@ def test_select_writes_a_config_that_loads(
     assert again.manifest["rows"]["failed"] == {"empty trace": 1, "no answer": 1}
     assert "MARKER" not in json.dumps(again.manifest) + (out / "README.md").read_text("utf-8")
     assert cli.main(["inspect", str(out)]) == 0
-    assert "data and manifest agree" in capsys.readouterr().out
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("grace-20pct: 8 of 40 rows (20.0 %) of local file traces.jsonl")
+    assert shown[1:3] == ["data and manifest agree", "rows: 40 in, 38 scored, 8 kept"]
+    assert shown[-1] == f"the whole manifest: hf-curate inspect {out} --config grace-20pct --json"
+    assert cli.main(["inspect", str(out), "--config", "grace-20pct", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == again.manifest
 
 
 @pytest.mark.parametrize(
@@ -174,6 +179,8 @@ def test_gradalign_from_scores_to_a_saved_config(
     shown = "\n".join(main_says(capsys, "inspect", out))
     assert shown.startswith("GradAlign with arithmetic-0.8m, 13 rows of local file pool.jsonl\n")
     assert "direction: validation gradient of 6 problems, 3 with signal" in shown
+    direction = json.loads((out / "run.json").read_text("utf-8"))["scorer"]["direction"]
+    assert direction["source"] == "local file trusted.jsonl"
     assert "gradalign_score: 12 scored" in shown
     assert "without signal (score 0): 5" in shown
     assert "not scored: 1 x rewards and responses differ" in shown
@@ -263,9 +270,121 @@ def test_inspect_shows_rollouts_and_whether_they_have_a_signal(
     assert "row 1: 4 responses, signal\n" in said
     assert "  rewards     1, 0, 0, 0\n" in said
     assert "of the first 13 rows 12 can be read; row 12: cannot be scored (rewards and responses differ" in said
-    assert said.endswith("\n7 of them have a signal: rewards that differ")
+    assert "\n7 of them have a signal: rewards that differ\n\nnext: hf-curate score " in said
+    assert said.endswith(" --scorer gradalign --validation TRUSTED --model MODEL --out runs/gradalign")
     with pytest.raises(SystemExit):
         cli.main(["inspect", str(rollouts / "pool.jsonl"), "--alpha", "1"])
+
+
+def test_rows_without_signal_are_counted_by_what_a_zero_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rollouts(tmp_path / "pool.jsonl", 5, seed=0)[1:4]  # 1, 2 and 3 of 4 right
+    pool, options = tmp_path / "pool.jsonl", ["--scorer", "learnalign", "--parameters", "mlp.down_proj", *POLICY]
+
+    def said(number: int, rewards: list[float]) -> list[str]:
+        given = [*rows, {**rows[0], "rewards": rewards}]
+        pool.write_text("".join(json.dumps(row) + "\n" for row in given), "utf-8")
+        return main_says(capsys, "score", pool, *options, "--out", tmp_path / str(number))
+
+    assert said(1, [1.0, 1.0, 1.0, 1.0 + 1e-9])[1] == "1 row without signal (score 0)"
+    assert said(2, [0.6, 0.7, 0.8, 0.9])[1].startswith("next: ")  # V = 0, and yet a signal
+    assert "without signal" not in "\n".join(main_says(capsys, "inspect", tmp_path / "2"))
+    assert "without signal (score 0): 1" in main_says(capsys, "inspect", tmp_path / "1")
+
+
+def test_a_validation_set_that_is_the_pool_is_warned_of_and_a_part_of_it_is_not(
+    rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, part = rollouts / "pool.jsonl", tmp_path / "part.jsonl"
+    part.write_text("".join(pool.read_text("utf-8").splitlines(keepends=True)[:6]), "utf-8")
+    options = ["--scorer", "gradalign", "--parameters", "mlp.down_proj", *POLICY]
+    for number, (validation, warned) in enumerate([(pool, 1), (part, 0)]):
+        out = str(tmp_path / str(number))
+        code = cli.main(["score", str(pool), *options, "--validation", str(validation), "--out", out])
+        assert code == 0
+        assert capsys.readouterr().err.count("holds the same rows as the pool (local file pool.jsonl)") == warned
+
+
+def test_a_folder_in_use_is_told_before_the_fit(
+    rollouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(GradAlignScorer, "fit", lambda *_, **__: pytest.fail("it was fitted"))
+    (tmp_path / "notes.txt").write_text("mine")
+    pool, trusted = str(rollouts / "pool.jsonl"), str(rollouts / "trusted.jsonl")
+    arguments = ["score", pool, "--scorer", "gradalign", "--validation", trusted, *POLICY, "--out", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    assert "holds other files and no run.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "--validation: no rows in 'trusted.jsonl'"),
+        ('{"prompt": "a", "responses": ["b"]}', "of the validation set: no rewards found in the columns"),
+        (
+            '{"prompt": "a", "responses": ["b"], "rewards": []}',
+            "of the validation set: none of the 1 rows to fit on can be read:",
+        ),
+        (
+            '{"prompt": "1+1?", "responses": ["2"], "rewards": [1.0]}',
+            "of the validation set: the validation gradient has no signal",
+        ),
+        (None, "--validation: there is no file 'trusted.jsonl'"),
+    ],
+)
+def test_what_is_wrong_with_the_validation_set_is_said_of_it(
+    rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str
+) -> None:
+    trusted = tmp_path / "trusted.jsonl"
+    if content is not None:
+        trusted.write_text(content, "utf-8")
+    options = ["--scorer", "gradalign", *POLICY, "--validation", str(trusted), "--out", str(tmp_path / "run")]
+    assert cli.main(["score", str(rollouts / "pool.jsonl"), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+CHAT = [{"role": "user", "content": "1+1?"}]
+ROLLED = {"responses": ["2", "3"], "rewards": [1.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "refused"),
+    [
+        ({"prompt": "1+1?", **ROLLED}, [], True),
+        ({"prompt": "1+1?", **ROLLED}, ["--model", "m", "--alpha", "0.5"], True),
+        ({"messages": CHAT, **ROLLED}, [], True),
+        ({"prompt": "1+1?", "out": ["2"], "r": [1.0]}, ["--responses", "out", "--rewards", "r"], True),
+        ({"messages": [*CHAT, {"role": "assistant", "content": "1+1=2\n#2"}], **ROLLED}, [], False),
+        ({"prompt": "1+1?", "completion": "1+1=2\n#2", **ROLLED}, [], False),
+        ({"prompt": "1+1?", "completion": "1+1=2\n#2"}, [], False),
+    ],
+)
+def test_rollouts_without_a_scorer_are_told_which_scorers_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], more: list[str], refused: bool
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    assert cli.main(["score", str(tmp_path / "rows.jsonl"), *more, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert ("the rows of local file rows.jsonl hold rollouts and no trace" in error) == refused
+    assert ("--scorer gradalign (with --validation SOURCE) or --scorer learnalign" in error) == refused
+    assert refused or "--scorer grace reads rows with a model" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gradalgin", "there is no scorer 'gradalgin': did you mean gradalign?"),
+        ("Accuracy_Greedy", "did you mean accuracy-greedy?"),
+        ("xyz", "choose from grace, learnalign, "),
+    ],
+)
+def test_an_unknown_scorer_is_told_the_nearest(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["score", "x.jsonl", "--model", "m", "--out", "o", "--scorer", name])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_every_option_reaches_a_scorer_that_takes_it() -> None:
@@ -274,7 +393,7 @@ def test_every_option_reaches_a_scorer_that_takes_it() -> None:
         takes = set(inspect.signature(scorer.__init__).parameters)
         assert set(kind.options) - {"save_direction"} <= takes
         assert set(kind.fixed) <= takes
-        left = takes - set(kind.options) - set(kind.fixed) - {"self", "model_kwargs"}
+        left = takes - set(kind.options) - set(kind.fixed) - {"self", "model_kwargs", "rollouts"}
         assert not left, f"{kind.name}: no option for {left}"
     known = {action.dest: action.default for action in commands()["score"]._actions}
     assert set(OPTIONS) == set(known) - {"help", "source", "out", "overwrite", "scorer"}
@@ -283,6 +402,7 @@ def test_every_option_reaches_a_scorer_that_takes_it() -> None:
 
 GRAD = ["score", "POOL", "--scorer", "gradalign", *POLICY, "--out", "x"]
 LEARN = ["score", "POOL", "--scorer", "learnalign", *POLICY, "--out", "x"]
+GRACE = ["score", "POOL", "--scorer", "grace", "--out", "x"]
 GREEDY = ["score", "POOL", "--scorer", "accuracy-greedy", "--out", "x"]
 
 
@@ -299,10 +419,10 @@ GREEDY = ["score", "POOL", "--scorer", "accuracy-greedy", "--out", "x"]
         ),
         ([*GREEDY, "--model", "m"], "--model belongs to grace, learnalign, gradalign, align, longest, most-steps, "),
         ([*GREEDY, "--keep-gram"], "--keep-gram belongs to grace"),
-        (["score", "POOL", "--model", "m", "--out", "x", "--rewards", "r"], "--scorer is grace. --rewards belongs to"),
-        (["score", "POOL", "--model", "m", "--out", "x", "--seed", "0"], "--seed belongs to learnalign, random: drop"),
+        ([*GRACE, "--model", "m", "--rewards", "r"], "--scorer is grace. --rewards belongs to"),
+        ([*GRACE, "--model", "m", "--seed", "0"], "--seed belongs to learnalign, random: drop"),
         (["score", "POOL", "--scorer", "longest", *POLICY, "--out", "x"], "--dtype belongs to grace, learnalign,"),
-        (["score", "POOL", "--out", "x"], "--scorer grace reads rows with a model: --model org/name"),
+        (GRACE, "--scorer grace reads rows with a model: --model org/name"),
         (["score", "POOL", "--scorer", "longest", "--out", "x"], "--scorer longest reads rows with a model"),
         (GRAD, "--scorer gradalign needs --validation SOURCE or --direction FILE, and neither was given"),
         ([*GRAD, "--validation", "POOL", "--direction", "f"], "and both were given"),
@@ -362,6 +482,8 @@ def test_an_option_of_another_scorer_or_one_that_lacks_is_an_error(
         (["select", "RUN", "--budget", "5", "--out", "TRACES", "--config", "c"], "cannot be written"),
         (["inspect", "PLACE"], "neither a run nor a curated config"),
         (["inspect", "PLACE", "--config", "c"], "there is no curated config 'c'"),
+        (["inspect", "TRACES", "--json"], "--json shows the manifest of a saved config, and 'traces.jsonl' is no"),
+        (["inspect", "RUN", "--json"], "--json shows the manifest of a saved config, and 'run' is no folder with one"),
         (["inspect", "no such thing"], "cannot be read"),
         (["inspect", "org/no-such-set"], "cannot be loaded"),
         (["demo", "--out", "PLACE"], "not the folder of an earlier demo"),

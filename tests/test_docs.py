@@ -44,3 +44,9 @@ def test_the_files_that_the_readme_draws_are_there() -> None:
     house = text[text.index("## The house") :]
     for name in re.findall(r"\b[\w/]+\.py\b", house):
         assert (ROOT / "hf_curate" / name).is_file() or (ROOT / name).is_file(), name
+
+
+def test_no_page_holds_a_placeholder() -> None:
+    for page in ("README.md", "benchmarks/LOG.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+        for line in (ROOT / page).read_text("utf-8").splitlines():
+            assert not re.fullmatch(r"[A-Z_]{4,}", line.strip()), (page, line)

@@ -19,12 +19,13 @@ import torch
 from datasets import Dataset, DatasetDict
 from pools import Scorer, plain, pool
 from rollouts import policy, solved, tokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import hf_curate.demo
 from hf_curate import GraceScorer, load_curated, score, select
 from hf_curate.budgets import parse_budget
 from hf_curate.errors import CurateError, MissingPackageError
+from hf_curate.gradients.directions import read_record
 from hf_curate.hub.manifest import check_names, read_manifest
 from hf_curate.rows import detect_columns
 from hf_curate.runs.local import load_run
@@ -82,6 +83,7 @@ ROWS = solved(3)
 ROLLOUTS = Dataset.from_list(ROWS)
 SILENT = Dataset.from_list([{**row, "rewards": [float(row is ROWS[0])] * 4} for row in ROWS])
 UNREADABLE = Dataset.from_list([{**row, "rewards": [1.0]} for row in ROWS])
+OVERFLOWING = Dataset.from_list([ROWS[0], {**ROWS[1], "rewards": [1e200, 0.0, 0.0, 0.0]}])
 
 
 def gradalign(seed: int = 0, shape: int = 48, **options: Any) -> GradAlignScorer:
@@ -110,6 +112,14 @@ def replaced(folder: Path) -> Any:
     return scorer
 
 
+def with_tensors(folder: Path, dtype: torch.dtype) -> Path:
+    """A direction with its record and other tensors."""
+    file = direction(folder)
+    tensors = {name: (2 * tensor).to(dtype) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"hf_curate": json.dumps(read_record(file))})
+    return file
+
+
 SOME = ROLLOUTS.select([0])
 CASES: dict[str, Callable[[Path], Any]] = {
     # columns
@@ -131,6 +141,9 @@ CASES: dict[str, Callable[[Path], Any]] = {
         scored(), Scorer(), 1, strategy="stratified", group="grace_step_scores"
     ),
     "columns: no measure": lambda _: select(plain(), "score", 1, strategy="longest"),
+    "columns: no measure of rollouts": lambda _: select(
+        plain(rewards=[[0.0, 1.0]] * 4), "score", 1, strategy="lowest_loss"
+    ),
     # budgets
     "budget: 0%": lambda _: parse_budget("0%"),
     "budget: 101%": lambda _: parse_budget("101%"),
@@ -218,12 +231,18 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "fit: no rewards": lambda _: learnalign().fit(ROLLOUTS.remove_columns("rewards")),
     "fit: over another fit": lambda folder: learnalign().fit(SOME, out=mean_direction(folder)),
     "fit: over other features": lambda folder: learnalign(8).fit(SOME, out=mean_direction(folder, 8)),
+    "fit: a place that cannot be written": lambda folder: learnalign().fit(
+        SOME, out=files(folder, taken=b"") / "taken" / "mean"
+    ),
+    "fit: a gradient that overflows": lambda _: AlignScorer(policy(), tokenizer=tokenizer()).fit(OVERFLOWING),
     "direction: no file": lambda folder: gradalign(direction=folder / "val.safetensors"),
     "direction: of another model": lambda folder: gradalign(1, direction=direction(folder))(ROWS[0]),
     "direction: of other shapes": lambda folder: gradalign(shape=64, direction=direction(folder))(ROWS[0]),
     "direction: of other parameters": lambda folder: gradalign(direction=direction(folder), parameters="mlp")(ROWS[0]),
     "direction: of another kind": lambda folder: gradalign(direction=mean_direction(folder))(ROWS[0]),
     "direction: changed": lambda folder: replaced(folder)(ROWS[0]),
+    "direction: tensors changed": lambda folder: gradalign(direction=with_tensors(folder, torch.float32))(ROWS[0]),
+    "direction: of half precision": lambda folder: gradalign(direction=with_tensors(folder, torch.float16))(ROWS[0]),
     "direction: another mark": lambda folder: learnalign(direction=mean_direction(folder), correct_above=0)(ROWS[0]),
     "direction: another seed": lambda folder: learnalign(8, seed=1, direction=mean_direction(folder, 8))(ROWS[0]),
     "direction: no features": lambda folder: learnalign(8, direction=mean_direction(folder)),

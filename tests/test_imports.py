@@ -20,7 +20,8 @@ FILES = {
 FACTS = {"errors", "rows", "groups", "chat", "steps", "answers"}
 """The rooms at the bottom: they know rows, and no model."""
 
-SCORER_BASE = {"scorers.base", "scorers.model", "scorers.reading"}
+SCORER_BASE = {f"scorers.{name}" for name in ("base", "checks", "groups", "model", "reading")}
+"""What a room beside the scorers needs to be one: rollouts are made by a scorer too."""
 VERIFIERS = {f"rollouts.{name}" for name in ("verify", "checkers", "countdown", "mathematics", "functions")}
 """They know rows, and no model, like the rooms at the bottom."""
 
@@ -31,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {*FACTS, "weights", "gradients.head"},
     "batches": {*FACTS, "models"},
     "gradients": {*FACTS, "models", "batches", "gradients"},
-    "scorers": {*FACTS, "stats", "weights", "models", "batches", "gradients", "scorers"},
+    "scorers": {*FACTS, "stats", "sources", "weights", "models", "batches", "gradients", "scorers"},
     "rollouts": {*FACTS, "weights", "models", "batches", "rollouts", *SCORER_BASE},
     "budgets": {"errors"},
     "stats": {"errors"},

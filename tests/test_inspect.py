@@ -262,6 +262,6 @@ def test_a_manifest_that_says_too_little_for_a_card_is_shown_all_the_same(tmp_pa
     assert inspect_config(tmp_path, "grace", "train").splitlines()[:4] == [
         "grace: Selection(20 of 100 rows by GRACE, budget 20%)",
         "data and manifest agree",
-        "rows: 100 in, not recorded scored, 20 kept",
+        "rows: 100 in, 20 kept",
         f"budget: 20%, 20 rows, {stored['budget']['tokens']:,} tokens, threshold {stored['budget']['threshold']:.4g}",
     ]

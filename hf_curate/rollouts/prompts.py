@@ -55,7 +55,9 @@ class PromptReader(Reader[PromptColumns]):
             return said
         found = self._detect(list(rows), None)
         prompts = rows[found.messages or found.prompt or "prompt"]
-        return is_list(prompts) and not any(isinstance(item, Mapping) for item in prompts)
+        if not is_list(prompts) or any(isinstance(item, Mapping) for item in prompts):
+            return False
+        return bool(len(prompts)) or found.messages is None  # a row with an empty chat, or no rows at all
 
     def read(self, row: Mapping[str, Any]) -> Problem | RowError:
         """The prompt of a row, or the reason why there is none."""

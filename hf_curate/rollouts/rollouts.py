@@ -6,14 +6,18 @@ again for the gradients; rewards come from a named, versioned contract with thre
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.errors import CurateError, RowError
+from hf_curate.errors import ColumnsError, CurateError, RowError
 from hf_curate.rollouts.prompts import Problem, PromptReader
 from hf_curate.rollouts.verify import Verdict, Verifier, verifier
+from hf_curate.scorers.checks import checked_number, checked_seed
 from hf_curate.scorers.model import ModelScorer
 
 if TYPE_CHECKING:
@@ -93,7 +97,12 @@ class Rollouts(ModelScorer):
         self._take(locals())
         self.verifier = _made(verifier)
         self.n, self.max_new_tokens = _count(n, "n"), _count(max_new_tokens, "max_new_tokens")
-        self.temperature, self.top_p, self.seed = float(temperature), float(top_p), int(seed)
+        self.temperature, self.top_p = checked_number(temperature, "temperature"), checked_number(top_p, "top_p")
+        if self.temperature < 0:
+            raise CurateError(f"temperature={temperature!r} must be 0 (the most likely token) or more.")
+        if not 0 < self.top_p <= 1:
+            raise CurateError(f"top_p={top_p!r} must be above 0 and at most 1 (the whole distribution).")
+        self.seed = checked_seed(seed)
         self.server = server
         self.reader = PromptReader(self.source, {"prompt": prompt, "messages": messages}, tokenizer)
 
@@ -139,16 +148,26 @@ class Rollouts(ModelScorer):
         return {**super().record(), "verifier": self.verifier.record()}
 
     def call(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self.verifier.options.items())
-        made = f"verifier=verifier({self.verifier.name!r}{options})" + (
-            ", server=server" if self.server is not None else ""
-        )
-        return f"{super().call()[:-1]}, {made})"
+        server = "" if self.server is None else ", server=server"
+        return f"{super().call()[:-1]}, verifier={_call_of(self.verifier)}{server})"
 
     def reads(self, names: Sequence[str]) -> list[str]:
-        if not self.verifier.columns:  # a reward function may look at anything
+        """The columns of the prompt and the gold answer; all of them for a reward function, which may look at
+        anything, and where a gold column is missing, so that the error can say which could be meant."""
+        if self.server is not None and "response_ids" in names:
+            raise ColumnsError(
+                "the rows hold `response_ids`, a server gives texts alone, and scorers would read the old ids beside "
+                "the new rewards: dataset.remove_columns('response_ids')."
+            )
+        golds, prompt = self.verifier.columns, self.reader.reads(names)
+        if not golds or not set(golds) <= set(names):
             return list(names)
-        return [name for name in names if name in (*self.reader.reads(names), *self.verifier.columns)]
+        return [name for name in names if name in prompt or name in golds]
+
+    def advice(self) -> str:
+        return (
+            f"{super().advice()} If prompts and new tokens are too long, lower max_new_tokens={self.max_new_tokens}."
+        )
 
     def check_columns(self, names: Sequence[str], first_row: Mapping[str, Any] | None) -> None:
         super().check_columns(names, first_row)
@@ -166,8 +185,8 @@ class Rollouts(ModelScorer):
             return results
         self._warn_about_unknown_tokens([problem.ids for _, problem in asked])
         sampled = self._sample([problem for _, problem in asked], rank)
-        for (index, problem), found in zip(asked, sampled, strict=True):
-            results[index] = found if isinstance(found, RowError) else self._verified(rows[index], problem, found)
+        for (index, _), found in zip(asked, sampled, strict=True):
+            results[index] = found if isinstance(found, RowError) else self._verified(rows[index], found)
         return results
 
     # -- the work -----------------------------------------------------------------------------------------------------
@@ -205,51 +224,88 @@ class Rollouts(ModelScorer):
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=self.max_new_tokens,
-            seeds=[int.from_bytes(_key(problem)[:4], "big") ^ self.seed for problem in problems],
+            seeds=[_server_seed(self.seed, problem) for problem in problems],
         )
         return [
             own if isinstance(own, RowError) else [_Response(one.text, None, one.finished) for one in own]
             for own in found
         ]
 
-    def _verified(
-        self, row: Mapping[str, Any], problem: Problem, responses: list[_Response]
-    ) -> dict[str, Any] | RowError:
+    def _verified(self, row: Mapping[str, Any], responses: list[_Response]) -> dict[str, Any]:
+        """The columns of one row. Responses stay where there are no rewards."""
         made: dict[str, Any] = dict.fromkeys(self.columns)
         made["responses"] = [response.text for response in responses]
         if self.server is None:
             made["response_ids"] = [response.ids for response in responses]
         made["rollouts_truncated"] = np.int32(sum(not response.finished for response in responses))
-        ids = made.get("response_ids")
-        verdicts = self.verifier.verify(made["responses"], [row] * len(responses), ids)
-        failed = next((verdict for verdict in verdicts if isinstance(verdict, RowError)), None)
-        if failed is not None:
-            return {**made, "rollouts_error": str(failed)}
-        known = [verdict for verdict in verdicts if isinstance(verdict, Verdict)]
-        rewards = np.array([verdict.reward for verdict in known], dtype=np.float32)
+        try:
+            verdicts = self._verdicts(row, made["responses"], made.get("response_ids"))
+            rewards = _as_float32([verdict.reward for verdict in verdicts])
+        except RowError as error:
+            return {**made, "rollouts_error": str(error)}
         p = float((rewards > CORRECT_ABOVE).mean())
-        made |= {
-            "rewards": rewards,
+        return {
+            **made,
+            "rewards": rewards.tolist(),
             "success_rate": np.float32(p),
             "learnability": np.float32(p * (1.0 - p)),
-            "rollouts_outcomes": [verdict.outcome for verdict in known],
+            "rollouts_outcomes": [verdict.outcome for verdict in verdicts],
+            "rollouts_error": "",
         }
-        return {**made, "rollouts_error": ""}
+
+    def _verdicts(self, row: Mapping[str, Any], texts: list[str], ids: list[list[int]] | None) -> list[Verdict]:
+        """One for each response. RowError: one of them was not judged."""
+        lent = None if ids is None else [list(own) for own in ids]  # a reward function may change what it is given
+        found = self.verifier.verify(list(texts), [row] * len(texts), lent)
+        if failed := next((verdict for verdict in found if isinstance(verdict, RowError)), None):
+            raise failed
+        verdicts = [verdict for verdict in found if isinstance(verdict, Verdict)]
+        if not len(verdicts) == len(found) == len(texts):
+            detail = f"{len(verdicts):,} verdicts among {len(found):,} results, expected {len(texts):,}"
+            raise RowError("verifier failed", detail)
+        return verdicts
 
 
+@dataclass(frozen=True)
 class _Response:
     """One response: its text, its token ids (None from a server), and whether it ended by itself."""
 
-    __slots__ = ("finished", "ids", "text")
+    text: str
+    ids: list[int] | None
+    finished: bool
 
-    def __init__(self, text: str, ids: list[int] | None, finished: bool) -> None:
-        self.text, self.ids, self.finished = text, ids, finished
+
+def _as_float32(rewards: list[float]) -> np.ndarray:
+    """[K] rewards as the column holds them. RowError: one is not finite there."""
+    with np.errstate(over="ignore"):
+        narrow = np.array(rewards, dtype=np.float32)
+    for number, (reward, value) in enumerate(zip(rewards, narrow, strict=True), 1):
+        if not np.isfinite(value):
+            raise RowError("verifier failed", f"reward {number} is {reward:g}, and a float32 holds up to 3.4e+38")
+    return narrow
 
 
 def _key(problem: Problem) -> bytes:
-    import hashlib
-
+    """What a problem's random numbers are drawn by, beside the seed: its rendered text."""
     return hashlib.sha256(problem.text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _server_seed(seed: int, problem: Problem) -> int:
+    """31 bits, which every server takes."""
+    return int.from_bytes(hashlib.sha256(b"%d " % seed + _key(problem)).digest()[:4], "big") >> 1
+
+
+def _call_of(contract: Verifier) -> str:
+    """The call that makes a verifier again, with the options that differ from their defaults."""
+    defaults = {name: p.default for name, p in inspect.signature(type(contract)).parameters.items()}
+    given = {n: v for n, v in contract.options.items() if n in defaults and n != "function" and v != defaults[n]}
+    options = [f"{name}={value!r}" for name, value in given.items()]
+    if not type(contract).__module__.startswith("hf_curate."):
+        return f"{type(contract).__name__}({', '.join(options)})"
+    named = repr(contract.name)
+    if "function" in contract.options:
+        named = contract.name if contract.name.isidentifier() else "function"
+    return f"verifier({', '.join([named, *options])})"
 
 
 def _made(asked: str | Verifier | Callable[..., Any]) -> Verifier:

@@ -1,7 +1,8 @@
 """Align: cosine of a problem's policy gradient with the pool's mean gradient. A baseline of the GradAlign paper.
 
 It asks what GradAlign asks, of the pool itself instead of a trusted validation set: noise in the pool's rewards is in
-the direction too. It is not LearnAlign, which normalises each gradient and weighs by learnability.
+the direction too. It is not LearnAlign, which normalises each gradient and weighs by learnability. Differences from
+the paper: none known; problems without signal count in the mean as 0, as they do in GradAlign's.
 """
 
 from __future__ import annotations

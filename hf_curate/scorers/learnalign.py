@@ -9,7 +9,8 @@ passes over the data, one for mean_j z_j and one for the scores) or by a seeded 
 features kept). Its advantages are divided by the rewards' standard deviation and its objective has a KL term: both
 vanish here, the first in the cosine, the second because the policy is its own reference. Its rewards are 0 or 1; of
 others a rollout counts as correct above `correct_above`. The paper's rollouts (8 at temperature 1.0) come from a
-policy that was warmed up by GRPO on a random part of the pool: here they are taken as they are.
+policy that was warmed up by GRPO on a random part of the pool: here they are taken as they are. The authors' released
+code was not compared with their text.
 """
 
 from __future__ import annotations

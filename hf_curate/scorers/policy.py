@@ -285,8 +285,13 @@ class DirectedScorer(PolicyScorer):
     def _check_still(self) -> None:
         """Raises if the weights are no longer those of the direction, however they were changed."""
         record = self.direction_record() if self.fitted is not None else None
-        if record is not None and self.source.live is not None:
+        if record is None or self.source.live is None:
+            return
+        try:
             self._check_model(record)
+        except DirectionError:
+            self._at_hand = self._weights = None  # `Dataset.map` goes on where a hash fails: the next row is refused
+            raise
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "direction": self.direction_record(), "zero_without_signal": True}

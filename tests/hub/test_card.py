@@ -295,6 +295,8 @@ def test_the_direction_has_a_table_of_its_own_without_what_is_said_elsewhere(rol
     lines = Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
     assert "| Verifier | `math, version 1` |" in lines
     assert not any("Source" in line for line in lines)
+    direction["verifier"] = {"kind": "deterministic checker", "name": "math", "version": "2", "options": {}}
+    assert "| Verifier | `math`, version 2 |" in Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
     rollouts["selector"]["direction"] = {"kind": "by hand"}
     lines = Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
     assert lines == ["| Direction | Value |", "|---|---|", "| Kind | by hand |"]

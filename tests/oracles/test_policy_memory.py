@@ -9,14 +9,17 @@ from tolerances import POLICY_MEMORY_SLACK
 pytestmark = reads_proc
 
 MODEL = """
+import ctypes
+import gc
 import numpy as np
+ctypes.CDLL(None).mallopt(-3, 100_000)  # M_MMAP_THRESHOLD: activations go back at once too, not gradients alone
 import transformers
 from datasets import Dataset
 from hf_curate.batches import Rollout
 from hf_curate.gradients.inner import policy_products
 from hf_curate.gradients.parameters import parameters_of
 from hf_curate.models import prepared
-from hf_curate.scorers.gradalign import mean_gradient
+from hf_curate.scorers.fitting import Counts, mean_gradient
 from hf_curate.scorers.groups import Group
 
 class Tokenizer:
@@ -35,11 +38,19 @@ parameters = parameters_of(live, "all")
 ids = torch.randint(3, 2_000, (3, 8)).tolist()
 rollouts = [Rollout([*ids[0][:3], *row[3 : 5 + k]], 3) for k, row in enumerate(ids)]
 advantages = [0.5, 0.0, -0.5]
+wide = [Rollout(row, 3) for row in torch.randint(3, 2_000, (8, 24)).tolist()]  # 192 tokens
+signs = [0.5, -0.5] * 4
 direction = {name: torch.randn_like(p) for name, p in parameters.items()}
 sizes = {
     "gradient": sum(4 * p.numel() for p in parameters.values()),
     "largest": max(4 * p.numel() for p in parameters.values()),
 }
+
+def settled(work):
+    # what was freed goes back, so that the next measurement cannot reuse it unseen
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return peak_of(work)
 
 def of_products():
     found = policy_products(model, rollouts, advantages, parameters, direction)
@@ -48,30 +59,42 @@ def of_products():
 def of_norm():
     assert policy_products(model, rollouts, advantages, parameters, None).squared_norm > 0
 
-def of_pieces():
-    found = policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=8)
-    assert found.squared_norm > 0 and len(found.per_rollout) == 3
+def of_wide(batch_tokens, per_rollout=True):
+    found = policy_products(
+        model, wide, signs, parameters, direction, per_rollout=per_rollout, batch_tokens=batch_tokens
+    )
+    assert found.squared_norm > 0 and (not per_rollout or len(found.per_rollout) == 8)
 
-class Scorer:
-    # two problems of the same rollouts
-    kind = "mean"
+def of_whole():
+    of_wide(192)
 
-    @property
-    def reader(self):
-        return self
+def of_recomputed():
+    of_wide(24)
 
-    def token_limit(self, model):
-        return 8192
+def of_recomputed_without_rollouts():
+    of_wide(24, per_rollout=False)
+
+def of_passes():
+    of_wide(6)
+
+class Reader:
+    def __init__(self, rollouts, rewards):
+        self.rollouts, self.rewards = rollouts, np.array(rewards)
 
     def reads(self, names):
         return names
 
     def read(self, row):
-        return Group(rollouts, np.array([1.0, 0.5, 0.0]))
+        return Group(self.rollouts, self.rewards)
 
-def of_mean():
-    mean, counts = mean_gradient(Scorer(), model, parameters, Dataset.from_dict({"row": [0, 1]}))
-    assert mean.norm > 0 and counts["with_signal"] == 2
+def of_mean(rollouts=rollouts, rewards=(1.0, 0.5, 0.0), batch_tokens=8192):
+    # of two problems of the same rollouts
+    counts, rows = Counts(0.5), Dataset.from_dict({"row": [0, 1]})
+    mean = mean_gradient(Reader(rollouts, rewards), model, parameters, rows, "mean", counts, batch_tokens)
+    assert mean.norm > 0 and counts.with_signal == 2
+
+def of_recomputed_mean():
+    of_mean(wide, [1.0, 0.0] * 4, 24)
 
 def of_plain_autograd():
     logits = live(input_ids=torch.tensor([rollouts[0].input_ids]), use_cache=False).logits
@@ -82,8 +105,18 @@ policy_products(model, short, [0.5, -0.5], parameters, direction)  # threads, BL
 """
 
 
-WORK = ("products", "norm", "pieces", "mean", "plain_autograd")
-MEASURED = "print(json.dumps({'sizes': sizes, **{name: peak_of(globals()['of_' + name]) for name in sys.argv[1:]}}))"
+WORK = (
+    "products",
+    "norm",
+    "whole",
+    "recomputed",
+    "recomputed_without_rollouts",
+    "passes",
+    "mean",
+    "recomputed_mean",
+    "plain_autograd",
+)
+MEASURED = "print(json.dumps({'sizes': sizes, **{name: settled(globals()['of_' + name]) for name in sys.argv[1:]}}))"
 
 
 def test_only_sums_of_gradients_are_ever_whole_in_memory() -> None:
@@ -96,6 +129,10 @@ def test_only_sums_of_gradients_are_ever_whole_in_memory() -> None:
     assert extra["products"] < little, extra
     assert extra["norm"] < little, extra
     assert 0.9 * gradient < extra["mean"] < gradient + little, extra
-    assert extra["pieces"] < gradient + little, (
-        extra
-    )  # more tokens than a forward may have: one sum, until it is whole
+    # 192 tokens, 8 times what may be kept: beside the model and the direction no gradient and no block but one
+    assert extra["whole"] > 1.5 * little, extra  # what all blocks keep would show
+    assert extra["recomputed"] < little, extra
+    assert extra["recomputed_without_rollouts"] < little, extra
+    assert extra["recomputed_mean"] < gradient + little, extra
+    # 32 times what may be kept: several passes, and one sum until it is whole
+    assert 0.9 * gradient < extra["passes"] < gradient + little, extra

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from datasets.fingerprint import Hasher
 from rollouts import policy, pool, saved_policy, solved, tokenizer, trusted, with_ids
 from safetensors.torch import save_file
 
+from hf_curate import score
 from hf_curate.errors import CurateError, DirectionError, ScoreError
 from hf_curate.gradients.directions import Direction, read_record
 from hf_curate.scorers.align import AlignScorer
+from hf_curate.scorers.fitting import check_writable
 from hf_curate.scorers.gradalign import GradAlignScorer
 from hf_curate.scorers.learnalign import LearnAlignScorer
+from hf_curate.scorers.policy import KEPT_VALUES
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +45,17 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows with every pass over a dataset that a fit makes."""
     import hf_curate.scorers.features as features
+    import hf_curate.scorers.fitting as fitting
     import hf_curate.scorers.learnalign as learnalign
-    import hf_curate.scorers.policy as module
 
     seen: list[str] = []
-    real = module.read_groups
+    real = fitting.read_groups
 
     def counted(reader: Any, dataset: Any, what: str) -> Any:
         seen.append(what)
         return real(reader, dataset, what)
 
-    for room in (module, learnalign, features):
+    for room in (fitting, learnalign, features):
         monkeypatch.setattr(room, "read_groups", counted)
     return seen
 
@@ -157,7 +163,8 @@ def test_a_set_without_signal_is_an_error_with_the_counts_and_what_to_change(nam
     rows.append({**twin, "responses": twin["responses"][:1] * 4})
     with pytest.raises(DirectionError) as caught:
         SCORERS[name](folder).fit(Dataset.from_list(rows))
-    assert "of 6 problems 2 got one positive reward for every rollout, 3 one reward of 0 or less" in str(caught.value)
+    says = "of 6 problems 2 are solved by every rollout, 3 by none, and nothing remains to point anywhere."
+    assert says in str(caught.value)
     assert "Take problems that the model solves sometimes, or more rollouts of each." in str(caught.value)
 
 
@@ -176,7 +183,10 @@ def test_rows_that_cannot_be_read_are_left_out_counted_and_said(
     assert scorer(clean[:]) == other(clean[:])
     rows = scorer.record()["direction"]["rows"]
     failed = {"reward missing": 1, "no rollouts": 1, "rewards and responses differ": 1}
-    assert rows == {"in": 8, "with_signal": 4, "all_right": 1, "all_wrong": 0, "failed": failed, "rollouts": 20}
+    assert rows == {
+        "in": 8, "with_signal": 4, "without_signal": 1, "all_right": 1, "all_wrong": 0, "failed": failed,
+        "rollouts": 20,
+    }  # fmt: skip
     with pytest.raises(DirectionError, match=r"(?s)none of the 3 rows to fit on can be read:.*1 x no rollouts"):
         SCORERS[name](folder).fit(Dataset.from_list(bad))
 
@@ -201,10 +211,10 @@ def test_a_direction_says_what_it_is_of(name: str, folder: Path, tmp_path: Path)
     assert record["parameters"] == {"set": which, "tensors": len(chosen), "values": values}
     assert record["rows"]["in"] == 12
     # LearnAlign's are those with 0 < p < 1 as well
-    assert record["rows"]["with_signal"] == 8
+    assert (record["rows"]["with_signal"], record["rows"]["without_signal"]) == (8, 4)
     assert (record["rows"]["all_right"], record["rows"]["all_wrong"]) == (2, 1)
     assert record["rows"]["rollouts"] == sum(map(len, pool()["rewards"]))
-    assert record["verifier"] is None
+    assert record["source"] is record["verifier"] is None
     assert record["norm"] > 0.0
     assert str(tmp_path) not in repr(scorer.record())
     if name.startswith("LearnAlign"):
@@ -367,12 +377,15 @@ def test_a_file_that_changed_after_the_scorer_was_made_is_refused(folder: Path, 
     file = tmp_path / "val.safetensors"
     file.write_bytes(made.read_bytes())
     scorer = GradAlignScorer(folder, direction=file)
-    travelled = pickle.loads(pickle.dumps(scorer))
-    assert travelled.identity == scorer.identity
-    altered(made, file, lambda tensors: [t.mul_(2.0) for t in tensors.values()] and None)
-    for each in (scorer, travelled):
-        assert "'val.safetensors' has changed since the scorer was made" in refused(lambda each=each: each)
-    assert GradAlignScorer(folder, direction=file).identity != scorer.identity
+    stored = pickle.loads(pickle.dumps(scorer))
+    assert stored.identity == scorer.identity
+    tensors = Direction.load(made).tensors
+    doubled = {name: tensor * 2.0 for name, tensor in tensors.items()}
+    save_file(doubled, file, {"hf_curate": json.dumps(read_record(made))})
+    assert "'val.safetensors' has changed since the scorer was made" in refused(lambda: scorer)
+    says = "'val.safetensors' is not what its record says (its tensors have changed): fit it again"
+    assert says in refused(lambda: stored), "a pickle on disk knows the record's key alone"
+    assert says in refused(lambda: GradAlignScorer(folder, direction=file))
     file.unlink()
     assert "there is no direction file" in refused(lambda: scorer)
 
@@ -380,9 +393,258 @@ def test_a_file_that_changed_after_the_scorer_was_made_is_refused(folder: Path, 
 def test_a_fitted_file_that_was_replaced_by_another_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "mean.safetensors"
     scorer = LearnAlignScorer(folder).fit(pool(), out=out)
+    stored = pickle.loads(pickle.dumps(scorer))
     out.unlink()
     LearnAlignScorer(folder).fit(trusted(), out=out)
-    assert "'mean.safetensors' has changed since the scorer was fitted" in refused(lambda: scorer)
+    assert "'mean.safetensors' has changed since the scorer was made" in refused(lambda: scorer)
+    assert "'mean.safetensors' has changed since the scorer was fitted" in refused(lambda: stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
+def test_tensors_of_another_type_than_float32_and_float64_are_refused(
+    folder: Path, made: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    direction = Direction.load(made)
+    name = next(iter(direction.tensors))
+    direction.tensors[name] = direction.tensors[name].to(dtype)
+    direction.save(tmp_path / "other.safetensors")
+    text = refused(lambda: GradAlignScorer(folder, direction=tmp_path / "other.safetensors"))
+    assert "'other.safetensors' holds something else than float32 and float64 tensors" in text
+
+
+def test_a_fit_and_its_file_by_path_are_one_identity_and_one_hash(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "val.safetensors"
+    for fitted, by_path in (
+        (
+            GradAlignScorer(folder, validation=trusted()).fit(trusted(), out=out),
+            GradAlignScorer(folder, direction=out),
+        ),
+        (
+            LearnAlignScorer(folder, 8).fit(trusted(), out=tmp_path / "features"),
+            LearnAlignScorer(folder, 8, direction=tmp_path / "features"),
+        ),
+    ):
+        assert fitted.fitted == by_path.fitted
+        assert by_path.fitted is not None
+        assert by_path.fitted.sha256 is not None
+        assert fitted.identity == by_path.identity
+        assert Hasher.hash(fitted) == Hasher.hash(by_path)
+        assert pickle.loads(pickle.dumps(by_path)).fitted == by_path.fitted.without_digest()
+        assert by_path.fitted.sha256.encode() not in pickle.dumps(by_path)
+        assert by_path._travelling_arguments()["direction"] == by_path.fitted, "a worker checks the very file"
+
+
+def test_a_direction_without_a_key_is_known_by_its_file(folder: Path, made: Path, tmp_path: Path) -> None:
+    direction, identities = Direction.load(made), set()
+    direction.record.pop("key")
+    for factor in (1.0, 2.0):
+        for tensor in direction.tensors.values():
+            tensor.mul_(factor)
+        direction.save(tmp_path / "keyless.safetensors")
+        scorer = GradAlignScorer(folder, direction=tmp_path / "keyless.safetensors")
+        identities.add(scorer.identity)
+        assert pickle.loads(pickle.dumps(scorer)).fitted == scorer.fitted
+        assert scorer(pool()[0])["gradalign_error"] == ""
+    assert len(identities) == 2
+
+
+# -- the place of a fit ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_place_that_cannot_be_written_is_refused_before_any_gradient(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("hf_curate.scorers.model.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(DirectionError, match=r"cannot be written to 'file' \(\w+: .*give another place, fit\(dataset"):
+        SCORERS[name](folder).fit(pool(), out=tmp_path / "file" / "fit")
+    home = tmp_path / "home"
+    home.touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(home))
+    with pytest.raises(DirectionError, match=r"cannot be written to 'directions' .*or set HF_HOME"):
+        SCORERS[name](folder).fit(pool())
+
+
+def test_the_probe_of_a_place_leaves_nothing_there(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / ("long" * 60))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_features_that_another_process_wrote_first_are_used_if_they_are_of_this_fit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    out = tmp_path / "features"
+    first = LearnAlignScorer(folder, 8).fit(pool() if same else trusted(), out=out)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(LearnAlignScorer, "_is_there", lambda *_: False)  # as it was when the other began
+    second = LearnAlignScorer(folder, 8)
+    if same:
+        assert second.fit(pool(), out=out)(pool()[:]) == first(pool()[:])
+    else:
+        with pytest.raises(DirectionError, match="the features cannot be written to 'features'"):
+            second.fit(pool(), out=out)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+
+
+# -- where rows came from ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_source_and_verifier_are_kept_in_the_record_and_change_no_identity(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    plain = SCORERS[name](folder).fit(trusted(), out=tmp_path / "plain")
+    told = SCORERS[name](folder).fit(trusted(), out=tmp_path / "told", source="org/trusted", verifier="exact match")
+    record = told.record()["direction"]
+    assert (record["source"], record["verifier"]) == ("org/trusted", "exact match")
+    assert told.identity == plain.identity
+    local = SCORERS[name](folder).fit(trusted(), out=tmp_path / "local", source=str(tmp_path / "rows.jsonl"))
+    assert "rows.jsonl" in local.record()["direction"]["source"]
+    assert str(tmp_path) not in repr(local.record())
+
+
+# -- a fit that `score` made -------------------------------------------------------------------------------------------
+
+BY_POOL = [name for name in SCORERS if name != "GradAlign"]
+
+
+@pytest.mark.parametrize("name", BY_POOL)
+def test_score_fits_anew_on_another_pool_unless_the_caller_fitted(name: str, folder: Path, tmp_path: Path) -> None:
+    one, other = (Dataset.from_list(solved(3, seed=seed)) for seed in (61, 62))
+    scorer = SCORERS[name](folder)
+    keys, columns = [], []
+    for rows in (one, other, one):
+        columns.append(score(rows, scorer)[scorer.column][:])
+        keys.append(scorer.fitted.key)
+    assert keys[0] == keys[2] != keys[1]
+    assert columns[0] == columns[2]
+    fresh = SCORERS[name](folder)
+    assert columns[1] == score(other, fresh)[fresh.column][:]
+    explicit = SCORERS[name](folder).fit(one, out=tmp_path / "fit")
+    kept = score(other, explicit)[explicit.column][:]
+    assert explicit.fitted.path == tmp_path / "fit"
+    assert kept != columns[1]
+    assert kept == explicit(other[:])[explicit.column]
+
+
+# -- weights that changed ----------------------------------------------------------------------------------------------
+
+
+def of_live(name: str, model: Any) -> Any:
+    return SCORERS[name](model, tokenizer=tokenizer())
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_live_model_that_was_changed_in_place_after_the_fit_is_refused_at_the_next_row(name: str) -> None:
+    model, row = policy(), pool()[0]
+    scorer = of_live(name, model).fit(pool())
+    before = scorer(row)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    assert "gradients of two models cannot be compared. Fit it again with this model." in refused(lambda: scorer)
+    again = scorer.fit(pool())
+    assert again(row) == of_live(name, model).fit(pool())(row)
+    assert again(row) != before
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_live_model_that_was_changed_through_data_is_refused_at_the_next_map_or_score(name: str) -> None:
+    model = policy()
+    scorer = of_live(name, model).fit(pool())
+    pool().map(scorer, batched=True)
+    next(model.parameters()).data.mul_(1.5)
+    for run in (
+        lambda: pool().map(scorer, batched=True),
+        lambda: score(pool(), scorer),
+        lambda: scorer.prepare(pool()),
+        lambda: pickle.dumps(scorer),
+    ):
+        with pytest.raises(DirectionError, match="gradients of two models cannot be compared"):
+            run()
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_model_folder_that_was_written_over_is_loaded_again_and_needs_another_fit(
+    name: str, tmp_path: Path
+) -> None:
+    place = saved_policy(tmp_path / "policy")
+    scorer = SCORERS[name](place).fit(pool())
+    # a row that is in no pool: features of the pool's own rows are looked up
+    row = solved(1, seed=63)[0]
+    before = scorer(row)
+    saved_policy(place, seed=1)
+    with pytest.raises(DirectionError, match="gradients of two models cannot be compared"):
+        scorer(row)
+    with pytest.raises(DirectionError, match="gradients of two models cannot be compared"):
+        scorer(pool()[0])
+    again = scorer.fit(pool())(row)
+    assert again != before
+    assert again == SCORERS[name](saved_policy(tmp_path / "same", seed=1)).fit(pool())(row)
+
+
+# -- a gradient that overflows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["GradAlign", "Align"])
+def test_a_row_whose_gradient_overflows_is_named(name: str, folder: Path, tmp_path: Path) -> None:
+    rows = solved(3, seed=64)
+    rows[1]["rewards"] = [1e200, 0.0, 0.0, -1e200]
+    with pytest.raises(DirectionError, match=r"^the gradient of row 1 overflows: look at its rewards\.$"):
+        SCORERS[name](folder).fit(Dataset.from_list(rows), out=tmp_path / "fit")
+    with pytest.raises(DirectionError, match=r"row 1 overflows.*or load the model with dtype='float32'\.$"):
+        SCORERS[name](folder, dtype="bfloat16").fit(Dataset.from_list(rows), out=tmp_path / "fit")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["LearnAlign", "LearnAlign, projected"])
+def test_where_each_gradient_stands_alone_a_row_that_overflows_is_left_out(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    rows = solved(3, seed=64)
+    rows[1]["rewards"] = [1e200, 0.0, 0.0, -1e200]
+    scorer = SCORERS[name](folder).fit(Dataset.from_list(rows), out=tmp_path / "fit")
+    assert scorer.record()["direction"]["rows"]["failed"] == {"not finite": 1}
+    clean = SCORERS[name](folder).fit(Dataset.from_list([rows[0], rows[2]]), out=tmp_path / "clean")
+    assert scorer(rows[0]) == clean(rows[0])
+
+
+# -- what a gradient costs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["LearnAlign", "Align", "GradAlign"])
+def test_only_a_standard_error_needs_the_products_of_each_rollout(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hf_curate.gradients.inner as module
+
+    scorer = SCORERS[name](folder).fit(pool())
+    wanted = scorer(pool()[0])
+    real = module.Tangents
+    made: list[int] = []
+    monkeypatch.setattr(module, "Tangents", lambda *a, **k: (made.append(1), real(*a, **k))[1])
+    assert scorer(pool()[0]) == wanted
+    assert bool(made) == (name == "GradAlign")
+
+
+def test_the_tokens_of_one_pass_are_as_many_as_the_width_and_depth_of_the_model_leave_room_for(folder: Path) -> None:
+    model = AlignScorer(folder).load()
+    wide, deep = model.model.config.hidden_size, model.model.config.num_hidden_layers
+    assert AlignScorer(folder).token_limit(model) == min(2**30 // (KEPT_VALUES * wide * deep * 4), 32768)
+    assert AlignScorer(folder, batch_tokens=77).token_limit(model) == 77
+    sizes = {(512, 12): 2**30 // (KEPT_VALUES * 512 * 12 * 4), (4096, 36): 256, (8, 1): 32768}
+    for (width, depth), limit in sizes.items():
+        config = SimpleNamespace(hidden_size=width, num_hidden_layers=depth)
+        config.get_text_config = lambda config=config: config
+        large: Any = replace_model(model, config)
+        assert AlignScorer(folder).token_limit(large) == limit
+
+
+def replace_model(model: Any, config: Any) -> Any:
+    """What `token_limit` looks at: the config, the device and the size of a value."""
+    return SimpleNamespace(model=SimpleNamespace(config=config), device=model.device, head=model.head)
 
 
 def test_a_damaged_file_in_the_cache_is_an_error_that_says_to_delete_it(folder: Path) -> None:
