@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.budgets import Budget
-from hf_curate.comparisons import baselines, confounds, rollouts_account
+from hf_curate.comparisons import baselines, confounds, rollouts_account, verification
 from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, versions
 from hf_curate.measures import rewards_column
 from hf_curate.scored import column_of, prefix_of, type_name
@@ -73,6 +73,7 @@ def account(
         "budget": _budget(choice),
         "scores": _summary(choice.scores, choice.kept),
         "rollouts": rollouts_account(choice, record),
+        "verification": verification(choice, subset, record),
         "confounds": confounds(choice, scorer),
         "baselines": baselines(choice),
         "columns": _column_types(subset, sources, added),

@@ -10,7 +10,7 @@ import numpy as np
 from hf_curate.budgets import MEASURED, preference, take
 from hf_curate.errors import BudgetError
 from hf_curate.measures import baseline, by_measure, correct_above, rival_columns, rollout_measures
-from hf_curate.scored import numbers
+from hf_curate.scored import column_of, numbers
 from hf_curate.stats import spearman
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ OVERLAP_ROWS = 1000
 """Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
 OVERLAP_STREAM = 3
 """The sample's own random stream: one shared with the warm-up or the random baseline would draw the same rows."""
+OUTCOMES = "rollouts_outcomes"
+SAMPLED = ("n", "temperature", "top_p", "max_new_tokens", "seed")
+"""Settings of a `Rollouts` that say how the responses were sampled."""
 MIXED = "0 < p < 1"
 """`zero_without_signal` of a scorer whose 0 says that there is no signal only where some rollouts are right and some
 wrong: rows that are all right or all wrong score 0 for that reason already."""
@@ -54,6 +57,33 @@ def rollouts_account(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any
         "success_rate": means,
         "rollouts_per_row": spread,
     }
+
+
+def verification(choice: Choice, subset: Dataset, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Which contract judged the rollouts, how they were sampled, and its outcomes over all and over kept rows; None
+    where neither the scorer nor the data says any of it."""
+    own = record.get("rollouts")
+    made = own if isinstance(own, Mapping) else record
+    contract, settings = made.get("verifier"), made.get("settings") or {}
+    counts = [_outcomes(dataset) for dataset in (choice.dataset, subset)]
+    if not isinstance(contract, Mapping) and counts[0] is None:
+        return None
+    named = isinstance(contract, Mapping)
+    return {
+        "verifier": contract if named else None,
+        "sampling": {name: settings.get(name) for name in SAMPLED} if named else None,
+        "outcomes": None if counts[0] is None else {"all": counts[0], "kept": counts[1]},
+    }
+
+
+def _outcomes(dataset: Dataset) -> dict[str, int] | None:
+    """Outcome -> rollouts, from the column that `Rollouts` writes."""
+    import pyarrow.compute as pc
+
+    if OUTCOMES not in dataset.column_names:
+        return None
+    found = pc.value_counts(pc.list_flatten(column_of(dataset, OUTCOMES)))  # type: ignore[attr-defined]
+    return {str(item["values"]): int(item["counts"]) for item in found.to_pylist()}
 
 
 def silent(scores: np.ndarray, measures: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> np.ndarray:

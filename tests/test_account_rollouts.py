@@ -576,3 +576,38 @@ def test_strategies_that_measure_traces_name_the_scorer_of_rollouts_for_it(
         select(data, GradAlign(), 5, strategy=strategy)
     assert "grace_value" not in str(caught.value)
     assert {option for _, option in SCORED.values()} <= set(KINDS)
+
+
+# -- verification ---------------------------------------------------------------------------------------------------
+
+
+def test_the_contract_and_its_outcomes_are_in_the_manifest_and_on_the_card(data: Dataset) -> None:
+    cycle = ("right", "wrong", "could not parse", "right")
+    outcomes = [None if i % 7 == 0 else [cycle[(i + k) % 4] for k in range(1 + i % 3)] for i in range(len(data))]
+    rows = data.add_column("rollouts_outcomes", outcomes)  # type: ignore[call-arg]
+    contract = {"kind": "deterministic checker", "name": "exact", "version": "1", "options": {"gold": "answer"}}
+    contract |= {"packages": {}, "failure_surface": "calls 1/2 and 0.5 different"}
+
+    class Verified(GradAlign):
+        def record(self) -> dict[str, Any]:
+            made = {"verifier": contract, "settings": {"n": 3, "temperature": 1.0, "top_p": 1.0, "seed": 5}}
+            return {**super().record(), "rollouts": made}
+
+    kept = select(rows, Verified(), "20%")
+    found = kept.manifest["verification"]
+    for name, chosen in (("all", range(len(rows))), ("kept", kept.indices.tolist())):
+        every = [outcome for i in chosen for outcome in outcomes[i] or []]
+        assert found["outcomes"][name] == {kind: every.count(kind) for kind in set(every)}
+    assert found["sampling"]["seed"] == 5
+    card = Card(kept.manifest | {"config_name": "c", "split": "train"}).render()
+    assert "Rewards come from the contract `exact`, version `1`" in card
+    assert "calls 1/2 and 0.5 different" in card
+    assert f"| right | {found['outcomes']['all']['right']:,} | {found['outcomes']['kept']['right']:,} |" in card
+    assert "Rewards are taken as given" not in card
+
+
+def test_rollouts_that_nobody_accounts_for_are_taken_as_given(picked: Selection) -> None:
+    assert picked.manifest["verification"] is None
+    card = Card(picked.manifest | {"config_name": "c", "split": "train"}).render()
+    assert "#### Verification" not in card
+    assert "Rewards are taken as given" in card

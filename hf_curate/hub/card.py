@@ -24,7 +24,13 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Load": ("load", {}),
     "How it was chosen": (
         "chosen",
-        {"Settings": "settings", "Direction": "direction", "Rows": "rows", "Rollouts": "rollouts"},
+        {
+            "Settings": "settings",
+            "Direction": "direction",
+            "Rows": "rows",
+            "Rollouts": "rollouts",
+            "Verification": "verification",
+        },
     ),
     "Scores": (
         "scores",

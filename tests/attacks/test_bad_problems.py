@@ -175,7 +175,7 @@ def test_a_reward_function_that_changes_what_it_is_given_changes_no_column(made:
 def test_rows_without_a_prompt_column_or_with_two_are_an_error_that_names_the_columns() -> None:
     with pytest.raises(ColumnsError, match=r"no prompt found in the columns.*text"):
         roller()({"text": "57+8?\n", "answer": "65"})
-    with pytest.raises(ColumnsError, match="question.*problem|problem.*question"):
+    with pytest.raises(ColumnsError, match=r"question.*problem|problem.*question"):
         roller()({"question": "57+8?\n", "problem": "57+8?\n", "answer": "65"})
     with pytest.raises(ColumnsError, match=r"answer.*gold"):
         roller()({"prompt": "57+8?\n", "gold": "65"})

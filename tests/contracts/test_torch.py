@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 
 def aliases(model: nn.Module) -> dict[str, Tensor]:
@@ -140,6 +141,47 @@ def test_a_forward_hook_may_replace_the_output(model: nn.Module) -> None:
     assert not model(torch.ones(1, 4)).any()
     handle.remove()
     assert model(torch.ones(1, 4)).any()
+
+
+def test_a_checkpoint_runs_again_in_the_backward_with_the_aliases_and_the_hooks_of_its_modules(
+    model: nn.Module,
+) -> None:
+    ours, given, seen = aliases(model), torch.randn(3, 4), []
+
+    class Within(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self) -> None:
+            out = checkpoint(self.inner.forward, given, use_reentrant=False, preserve_rng_state=False)
+            assert len(seen) == 1
+            out.square().sum().backward()
+
+    handle = model[0].register_forward_pre_hook(lambda module, args: seen.append(module.weight is ours["0.weight"]))  # type: ignore[index]
+    functional_call(Within(), {f"inner.{name}": alias for name, alias in ours.items()}, ())
+    handle.remove()
+    assert seen == [True, True]
+    model(given).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(ours[name].grad, parameter.grad)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_keeps_the_gradients_of_hooks_on_tensors_made_in_its_first_run(model: nn.Module) -> None:
+    seen: list[Tensor] = []
+    runs: list[int] = []
+
+    def run(given: Tensor) -> Tensor:
+        middle = model[0](given)  # type: ignore[index]
+        runs.append(1)
+        if len(runs) == 1:
+            middle.register_hook(seen.append)
+        return model[2](middle)  # type: ignore[index]
+
+    checkpoint(run, torch.randn(3, 4), use_reentrant=False).sum().backward()
+    assert len(runs) == 2
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], torch.ones(3, 4) @ model[2].weight.detach())  # type: ignore[index]
 
 
 def test_a_backward_with_a_given_gradient_needs_no_scalar() -> None:

@@ -98,7 +98,7 @@ def near(found: list[Any], wanted: list[float], tolerance: float) -> bool:
 def test_the_validation_gradient_is_the_mean_over_all_problems(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     trusted, names = rows_of(TRUSTED), reference.names_of(build(name), "all")
     wanted = reference.mean_of(policy_gradients(name, True, names))
-    for batch_tokens in (None, 25):
+    for batch_tokens in (None, 25, 2):  # everything kept, blocks that run again, several passes
         scorer = GradAlignScorer(**arguments(name, dtype), validation=trusted, batch_tokens=batch_tokens)
         out = tmp_path / f"{batch_tokens}.safetensors"
         scorer.fit(trusted, out=out)

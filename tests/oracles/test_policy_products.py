@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from zoo import ZOO, _KeepDouble, build, ready
 
 from hf_curate.batches import Rollout
-from hf_curate.gradients.inner import Products, policy_products
+from hf_curate.gradients import policy
+from hf_curate.gradients.inner import Products, policy_products, route
 from hf_curate.gradients.parameters import parameters_of
 from hf_curate.models import LanguageModel
 
@@ -193,18 +194,65 @@ def test_products_equal_those_of_explicit_gradients(name: str, which: str, dtype
         check(products(model, GROUPS[chosen], parameters, direction), theirs, POLICY[dtype])
 
 
-@pytest.mark.parametrize(("batch_tokens", "dtype"), [(1, torch.float64), (50, torch.float32)])
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For each pass how many blocks keep their input alone and run a second time."""
+    seen: list[int] = []
+    real = policy.recomputing
+
+    def counted(blocks: list[nn.Module]) -> Any:
+        seen.append(len(blocks))
+        return real(blocks)
+
+    monkeypatch.setattr(policy, "recomputing", counted)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("batch_tokens", "passes"), [(20, 1), (3, 2)], ids=["blocks run again", "several passes"])
 @pytest.mark.parametrize("name", ZOO)
-def test_a_group_that_takes_several_forwards_has_the_same_products(
-    name: str, batch_tokens: int, dtype: torch.dtype
+def test_a_group_of_more_tokens_than_are_kept_has_the_same_products(
+    name: str, batch_tokens: int, passes: int, dtype: torch.dtype, again: list[int]
 ) -> None:
     model = subject(name, dtype)
     parameters = parameters_of(model.model, "all")
     direction = random_direction(parameters)
-    for chosen in ("five", "eight"):
+    how = route(model, parameters)
+    for chosen, along in (("five", direction), ("eight", direction), ("eight", None)):
         group = GROUPS[chosen]
-        theirs = expected(gradients(name, chosen), group.advantages, direction, list(parameters))
-        check(products(model, group, parameters, direction, batch_tokens=batch_tokens), theirs, POLICY[dtype])
+        theirs = expected(gradients(name, chosen), group.advantages, along, list(parameters))
+        again.clear()
+        check(products(model, group, parameters, along, batch_tokens=batch_tokens), theirs, POLICY[dtype])
+        assert again[:passes] == [2] * passes
+        if along is None or how != "apart":  # one backward for each rollout adds passes of its own
+            assert (len(again) == 1) == (passes == 1)
+    assert route(model, parameters) == how, "rollouts are told apart as they are in a pass that keeps everything"
+
+
+def test_rollouts_without_a_weight_are_told_apart_in_blocks_that_run_again_too(again: list[int]) -> None:
+    for name in ("qwen3", "mixtral"):
+        model, group = subject(name), GROUPS["four"]  # two of whose responses have weights that cancel
+        parameters = parameters_of(model.model, "all")
+        direction = random_direction(parameters)
+        theirs = expected(gradients(name, "four"), group.advantages, direction, list(parameters))
+        check(products(model, group, parameters, direction, batch_tokens=4), theirs, POLICY[torch.float64])
+        assert again[-2:] == [2, 2]
+
+
+@pytest.mark.parametrize("batch_tokens", [20, 8192])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "mixtral"])
+def test_without_the_rollouts_products_the_others_are_the_same(name: str, batch_tokens: int) -> None:
+    model, group = subject(name), GROUPS["eight"]
+    parameters = parameters_of(model.model, "all")
+    direction = random_direction(parameters)
+    options = {"batch_tokens": batch_tokens}
+    ours = products(model, group, parameters, direction, per_rollout=False, **options)
+    theirs = expected(gradients(name, "eight"), group.advantages, direction, list(parameters))
+    assert ours.per_rollout is None
+    assert ours.dot is not None
+    length = math.sqrt(theirs.squared_norm)
+    assert abs(ours.dot - theirs.dot) <= POLICY[torch.float64] * length * float(theirs.direction.norm())  # type: ignore[union-attr]
+    assert math.sqrt(ours.squared_norm) == pytest.approx(length, rel=POLICY[torch.float64])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -248,8 +296,7 @@ def repeated(times: int, rewards: Sequence[float]) -> Group:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("batch_tokens", [1, 45, 8192])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(("name", "batch_tokens"), [("qwen3", 1), ("mixtral", 45), *((name, 8192) for name in ZOO)])
 def test_identical_responses_with_mixed_rewards_cancel(name: str, batch_tokens: int, dtype: torch.dtype) -> None:
     model = subject(name, dtype)
     parameters = parameters_of(model.model, "all")
@@ -325,7 +372,7 @@ def test_products_of_a_model_with_adapters(name: str, which: str, dtype: torch.d
     assert not all(before["flags"])
     group = GROUPS["eight"]
     theirs = expected(adapted_gradients(name, "eight"), group.advantages, direction, names)
-    for batch_tokens in (30, 8192):
+    for batch_tokens in (3, 30, 8192):  # several passes, blocks that run again, everything kept
         ours = products(ready(live), group, parameters, direction, batch_tokens=batch_tokens)
         check(ours, theirs, POLICY[dtype])
     assert state(live) == before

@@ -1,4 +1,4 @@
-"""The demo's arithmetic as problems without rollouts, with the shipped model to sample them and a contract to judge."""
+"""The demo's arithmetic as problems without rollouts, the shipped model to sample them, a contract to judge them."""
 
 from __future__ import annotations
 

@@ -541,9 +541,7 @@ def test_a_server_that_refuses_one_prompt_costs_that_row_alone(loopback: OpenAIL
 
     rows = problem_rows(3)
     loopback.faults[rows[1]["prompt"]] = [Fault(400, b'{"error": {"message": "too long"}}')]
-    found = rolled(
-        Dataset.from_list(rows), roller(server=ServerGenerator(loopback.url, "small", completions="text"))
-    )
+    found = rolled(Dataset.from_list(rows), roller(server=ServerGenerator(loopback.url, "small", completions="text")))
     assert found["rollouts_error"][:] == ["", "server refused: status 400: too long", ""]
     assert found["responses"][1] is None
 

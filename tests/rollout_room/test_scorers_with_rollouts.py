@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from problems import CONTEXT, answers, problem_rows, problems, rolled, roller, sampling
+from problems import CONTEXT, answers, problems, rolled, roller, sampling
 
 from hf_curate import AlignScorer, GradAlignScorer, LearnAlignScorer, score, verifier
 from hf_curate.demo import MODEL
@@ -123,7 +123,7 @@ def test_a_row_whose_gradient_fails_keeps_its_rollouts(
 
 
 @EVERY
-def test_the_records_of_scorer_and_direction_name_the_verifier(make: Any, trusted: Dataset, tmp_path: Path) -> None:
+def test_the_records_of_scorer_and_direction_name_the_verifier(make: Any, trusted: Dataset) -> None:
     rolling = roller(answers(ignore_case=True))
     own = make(trusted, rollouts=rolling)
     if own.fitted is None:
@@ -133,7 +133,7 @@ def test_the_records_of_scorer_and_direction_name_the_verifier(make: Any, truste
     assert record["rollouts"]["call"] == rolling.call()
     assert record["settings"]["rollouts"] == rolling.identity
     assert ast.parse(own.call(), mode="eval")
-    assert own.call().endswith(", rollouts=rollouts)")
+    assert ", rollouts=rollouts" in own.call()
 
 
 @EVERY

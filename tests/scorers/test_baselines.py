@@ -300,6 +300,17 @@ def test_the_loss_is_that_of_a_plain_loop_in_float64(rows: list[dict[str, Any]])
     np.testing.assert_allclose(half, wanted, rtol=LOSS[torch.float32])
 
 
+def test_one_dataset_holds_the_lowest_and_the_highest_loss_beside_each_other(rows: list[dict[str, Any]]) -> None:
+    lowest, highest = MAKERS["lowest_loss"](), MAKERS["highest_loss"]()
+    scored = score(score(Dataset.from_list(rows), lowest), highest)
+    columns = {f"{prefer}_loss_{part}" for prefer in ("lowest", "highest") for part in ("score", "error")}
+    assert set(scored.column_names) == {"prompt", "responses", "rewards"} | columns
+    found = {scorer: np.array(scored[scorer.column]) for scorer in (lowest, highest)}
+    np.testing.assert_array_equal(found[lowest], -found[highest])
+    picked = [set(select(scored, scorer, 4).indices.tolist()) for scorer in (lowest, highest)]
+    assert not picked[0] & picked[1]
+
+
 @pytest.mark.parametrize("tokens", [1, 100, 100_000])
 def test_losses_do_not_depend_on_batches(
     tokens: int, rows: list[dict[str, Any]], traces: list[dict[str, Any]]

@@ -448,7 +448,7 @@ def test_a_direction_without_a_key_is_known_by_its_file(folder: Path, made: Path
     assert len(identities) == 2
 
 
-# -- the place of a fit ------------------------------------------------------------------------------------------------
+# -- the place of a fit -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCORERS)
@@ -489,7 +489,7 @@ def test_features_that_another_process_wrote_first_are_used_if_they_are_of_this_
     assert [path.name for path in tmp_path.iterdir()] == ["features"]
 
 
-# -- where rows came from ----------------------------------------------------------------------------------------------
+# -- where rows came from ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCORERS)
@@ -506,7 +506,7 @@ def test_source_and_verifier_are_kept_in_the_record_and_change_no_identity(
     assert str(tmp_path) not in repr(local.record())
 
 
-# -- a fit that `score` made -------------------------------------------------------------------------------------------
+# -- a fit that `score` made ------------------------------------------------------------------------------------------
 
 BY_POOL = [name for name in SCORERS if name != "GradAlign"]
 
@@ -530,7 +530,7 @@ def test_score_fits_anew_on_another_pool_unless_the_caller_fitted(name: str, fol
     assert kept == explicit(other[:])[explicit.column]
 
 
-# -- weights that changed ----------------------------------------------------------------------------------------------
+# -- weights that changed ---------------------------------------------------------------------------------------------
 
 
 def of_live(name: str, model: Any) -> Any:
@@ -567,9 +567,7 @@ def test_a_live_model_that_was_changed_through_data_is_refused_at_the_next_map_o
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_a_model_folder_that_was_written_over_is_loaded_again_and_needs_another_fit(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_model_folder_that_was_written_over_is_loaded_again_and_needs_another_fit(name: str, tmp_path: Path) -> None:
     place = saved_policy(tmp_path / "policy")
     scorer = SCORERS[name](place).fit(pool())
     # a row that is in no pool: features of the pool's own rows are looked up
@@ -585,7 +583,7 @@ def test_a_model_folder_that_was_written_over_is_loaded_again_and_needs_another_
     assert again == SCORERS[name](saved_policy(tmp_path / "same", seed=1)).fit(pool())(row)
 
 
-# -- a gradient that overflows -----------------------------------------------------------------------------------------
+# -- a gradient that overflows ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["GradAlign", "Align"])
@@ -611,7 +609,7 @@ def test_where_each_gradient_stands_alone_a_row_that_overflows_is_left_out(
     assert scorer(rows[0]) == clean(rows[0])
 
 
-# -- what a gradient costs ---------------------------------------------------------------------------------------------
+# -- what a gradient costs --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["LearnAlign", "Align", "GradAlign"])

@@ -339,9 +339,7 @@ def test_a_problem_that_reaches_no_parameter_of_the_set_scores_zero() -> None:
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
-def test_two_rollouts_have_a_score_but_no_standard_error_no_t_and_no_correlation(
-    folder: Path, statistic: str
-) -> None:
+def test_two_rollouts_have_a_score_but_no_standard_error_no_t_and_no_correlation(folder: Path, statistic: str) -> None:
     made = GradAlignScorer(folder, validation=trusted(), statistic=statistic)
     row = rows_of_every_kind()[KIND["pair"]]
     found = made(row)

@@ -27,6 +27,7 @@ from rollouts import (
     with_ids,
 )
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tolerances import COLUMN, POLICY, SAME_RUN
 
 from hf_curate import score
@@ -187,6 +188,10 @@ def test_score_fits_on_the_pool_and_gives_typed_columns(folder: Path) -> None:
     assert scored["learnability"][:5] == [reference.learnability(row["rewards"]) for row in rows_of_every_kind()[:5]]
 
 
+def test_the_record_says_that_a_zero_is_a_problem_solved_always_or_never(folder: Path) -> None:
+    assert LearnAlignScorer(folder).record()["zero_without_signal"] == "0 < p < 1"
+
+
 def test_without_a_fit_map_says_what_to_call(folder: Path) -> None:
     with pytest.raises(ScoreError, match=r"LearnAlignScorer is not fitted: scorer\.fit\(dataset\) before"):
         pool().map(LearnAlignScorer(folder), batched=True)
@@ -292,6 +297,21 @@ def test_features_made_with_other_settings_are_refused_with_both_values(folder: 
         settings: dict[str, Any] = {"projection_dim": 16} | other
         with pytest.raises(DirectionError, match=says):
             LearnAlignScorer(folder, direction=tmp_path / "features", **settings)(row)
+
+
+@pytest.mark.parametrize("name", ["features-00000.safetensors", "mean.safetensors"])
+def test_features_or_a_mean_with_other_numbers_are_refused_by_their_digest(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    LearnAlignScorer(folder, 16).fit(pool(), out=tmp_path / "features")
+    path = tmp_path / "features" / name
+    tensors = load_file(path)
+    for key in ("features", "mean"):
+        if key in tensors:
+            tensors[key] *= 2
+    save_file(tensors, path)
+    with pytest.raises(DirectionError, match=f"{name} in 'features' has changed since it was written: fit again"):
+        LearnAlignScorer(folder, 16, direction=tmp_path / "features")(pool()[0])
 
 
 def test_a_folder_of_features_that_changed_is_refused(folder: Path, tmp_path: Path) -> None:
