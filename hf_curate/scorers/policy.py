@@ -278,7 +278,8 @@ class DirectedScorer(PolicyScorer):
     def prepare(self, dataset: Any) -> None:
         """Fits on the dataset, unless the scorer is fitted."""
         if self.fitted is None:
-            self.fit(dataset)
+            check_pool(dataset)
+            self._fit(dataset, self._key or self._fit_key(dataset))  # named before its rows had rollouts
             self._implicit = True
         self._check_still()
 
@@ -341,7 +342,16 @@ class DirectedScorer(PolicyScorer):
         """
         check_pool(dataset)
         self.check_columns(self.reads(dataset.column_names), dataset[0])
-        key = self._fit_key(dataset)
+        return self._fit(dataset, self._fit_key(dataset), out, source, verifier)
+
+    def _fit(
+        self: Self,
+        dataset: Any,
+        key: str,
+        out: str | Path | None = None,
+        source: str | None = None,
+        verifier: Any = None,
+    ) -> Self:
         path = Path(out).expanduser().resolve() if out is not None else cached(key, self._suffix())
         self._at_hand, self._record, self._implicit = None, None, False
         if not self._is_there(path, key):

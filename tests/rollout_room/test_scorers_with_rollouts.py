@@ -204,7 +204,6 @@ def test_a_second_run_with_the_same_settings_may_go_into_the_same_folder(
     assert load_run(tmp_path / "run").dataset.to_list() == found.to_list()
 
 
-@pytest.mark.xfail(strict=True, reason="the fit by `score` is named by rows with rollouts, expected without them")
 def test_a_second_run_that_fits_on_its_pool_may_go_into_the_same_folder(pool: Dataset, tmp_path: Path) -> None:
     for _ in range(2):
         own = LearnAlignScorer(MODEL, rollouts=roller(), **OPTIONS)
