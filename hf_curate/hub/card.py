@@ -99,7 +99,8 @@ IS_PROPERTY: dict[str, frozenset[str]] = {
     **dict.fromkeys(("accuracy_greedy_score", "pass_rate_band_score", "learnability"), RATES),
     "longest_score": frozenset({"tokens", "length"}),
     "most_steps_score": frozenset({"steps"}),
-    "loss_score": frozenset({"loss"}),
+    "lowest_loss_score": frozenset({"loss"}),
+    "highest_loss_score": frozenset({"loss"}),
 }
 """Columns that are a property of the row themselves, under these names among the confounds."""
 
