@@ -171,7 +171,7 @@ def _quiet() -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     from hf_curate.comparisons import silent_rows
-    from hf_curate.runs.local import _check_folder, failed_rows, score
+    from hf_curate.runs.local import check_folder, failed_rows, score
     from hf_curate.sources import check_local, load_source
 
     _quiet()
@@ -185,7 +185,7 @@ def _score(arguments: argparse.Namespace) -> None:
     if trusted is not None or arguments.save_direction is not None:
         if Path(arguments.out).exists():  # what `score` would say after the fit
             scorer.expect(dataset)
-            _check_folder(Path(arguments.out), scorer, dataset._fingerprint, arguments.overwrite)
+            check_folder(Path(arguments.out), scorer, dataset._fingerprint, arguments.overwrite)
         fit_first(scorer, dataset, source, trusted, arguments.save_direction)
     scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=source)
     failed = sum(failed_rows(scored, scorer).values())

@@ -17,7 +17,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
 from hf_curate.errors import ConfigNameError, CurateError
-from hf_curate.hub.card import Section, budget_words, model_name
+from hf_curate.hub.card import UNRANKED, Section, budget_words, model_name
 from hf_curate.hub.frontmatter import FrontMatter
 from hf_curate.hub.manifest import check_names, data_files
 from hf_curate.hub.markdown import escape, shortened, visible
@@ -114,7 +114,7 @@ def _edit_front_matter(
         _add_items(front, "source_datasets", [source_id], notes)
     _add_config(front, manifest, notes)
     entry = {
-        "selector": str(manifest["selector"]["name"]),
+        "selector": _selector(manifest["selector"]),
         "model": model_name(manifest),
         "budget": budget_words(manifest["budget"]["asked"]),
     }
@@ -124,6 +124,12 @@ def _edit_front_matter(
     front.put(("hf_curate", "schema"), str(manifest["schema"]))
     for key, value in entry.items():
         front.put(("hf_curate", "configs", config, split, key), None if value is None else visible(shortened(value)))
+
+
+def _selector(selector: Mapping[str, Any]) -> str:
+    """The scorer that chose the rows, or the strategy that did not ask it."""
+    strategy = str(selector.get("strategy"))
+    return strategy if strategy in UNRANKED else str(selector["name"])
 
 
 def _declared_infos(infos: Any) -> list[str]:

@@ -80,7 +80,7 @@ def score(
     features = make(dataset) if make is not None else Features({**dataset.features, **scorer.columns})
     _call_if_there(scorer, "expect", dataset)
     if out is not None:
-        _check_folder(Path(out), scorer, fingerprint, overwrite)
+        check_folder(Path(out), scorer, fingerprint, overwrite)
     dataset = _call_if_there(scorer, "complete", dataset) or dataset
     _call_if_there(scorer, "prepare", dataset)
     record = scorer.record()
@@ -124,7 +124,7 @@ def _overlap(scored: Dataset, scorer: AnyScorer) -> float | None:
     return overlap_confound(scored, numbers(scored, column), scorer) if column else None
 
 
-def _check_folder(folder: Path, scorer: AnyScorer, fingerprint: str, overwrite: bool) -> None:
+def check_folder(folder: Path, scorer: AnyScorer, fingerprint: str, overwrite: bool) -> None:
     """The folder is new, empty, or holds a run of the same scorer (or of another one that may be replaced)."""
     if not folder.exists():
         return
