@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/hf-curate demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -293,7 +293,7 @@ def _check_needs(name: str, given: Mapping[str, Any]) -> None:
     if name == "gradalign" and ("validation" in given) == ("direction" in given):
         both = "both were" if "validation" in given else "neither was"
         raise CurateError(
-            f"--scorer gradalign needs --validation SOURCE or --direction FILE, and {both} given: which way is up?"
+            f"--scorer gradalign needs --validation SOURCE or --direction FILE, and {both} given."
         )
     if "direction" in given and "save_direction" in given:
         raise CurateError("--direction is fitted already, so there is nothing for --save-direction: drop one of them.")
