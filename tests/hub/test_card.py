@@ -376,7 +376,7 @@ def test_ties_at_the_threshold_are_told_where_not_all_of_them_were_kept(rollouts
         ("longest_score", {"tokens", "length"}),
         ("grace_tokens", {"tokens"}),
         ("most_steps_score", {"steps"}),
-        ("loss_score", {"loss"}),
+        ("lowest_loss_score", {"loss"}),
         ("grace_loss", {"loss"}),
         ("learnalign_score", set()),
         ("grace_value", set()),
@@ -392,7 +392,7 @@ def test_a_score_that_is_a_property_is_not_said_to_go_along_with_it(
 
 
 def test_a_loss_is_not_audited_against_gradients(manifest: dict[str, Any]) -> None:
-    manifest["selector"] |= {"name": "Lowest loss", "class": "LossScorer", "column": "loss_score", "audit": None}
+    manifest["selector"] |= {"name": "Lowest loss", "class": "LossScorer", "column": "lowest_loss_score", "audit": None}
     audit = Card(manifest | {"citations": []})["Scores"]["Audit against exact gradients"].body
     assert audit == "Does not apply: the score is the model's loss, not made of gradients."
 
@@ -412,7 +412,7 @@ def test_a_column_among_the_other_choices_is_explained_once(
     overlap = Card(rollouts)["Scores"]["Overlap with simpler choices"].body
     assert "| `learnalign_score` | 24 |" in overlap
     assert overlap.count("A line that names a column") == 1
-    rollouts["baselines"]["loss_score"] = {"rows": 24, "shared": 1}
+    rollouts["baselines"]["lowest_loss_score"] = {"rows": 24, "shared": 1}
     assert Card(rollouts)["Scores"]["Overlap with simpler choices"].body.count("A line that names a column") == 1
     assert "A line that names" not in Card(manifest).render()
 
