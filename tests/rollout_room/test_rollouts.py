@@ -405,7 +405,7 @@ def test_the_record_is_json_and_holds_the_contract_and_the_settings() -> None:
         (verifier(hangs, timeout=2.5, chat=True), "verifier(hangs, timeout=2.5, chat=True)"),
         (lambda completions, **_: [], "verifier(function)"),
     ],
-    ids=str,
+    ids=["named", "pattern", "math", "function", "options", "lambda"],
 )
 def test_the_call_is_python_and_makes_the_same_contract(judge: Any, written: str) -> None:
     made = roller(judge, seed=2)
