@@ -292,9 +292,7 @@ def _check_needs(name: str, given: Mapping[str, Any]) -> None:
         raise CurateError(f"--scorer {name} reads rows with a model: --model org/name, or a folder with safetensors.")
     if name == "gradalign" and ("validation" in given) == ("direction" in given):
         both = "both were" if "validation" in given else "neither was"
-        raise CurateError(
-            f"--scorer gradalign needs --validation SOURCE or --direction FILE, and {both} given."
-        )
+        raise CurateError(f"--scorer gradalign needs --validation SOURCE or --direction FILE, and {both} given.")
     if "direction" in given and "save_direction" in given:
         raise CurateError("--direction is fitted already, so there is nothing for --save-direction: drop one of them.")
     if name == "learnalign" and "seed" in given and "projection_dim" not in given:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -35,6 +36,9 @@ os.environ |= {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # ignored in the background of a shell, and tests send it to themselves
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("filterwarnings", "ignore:GRACE's authors score with a model:UserWarning")
 
 

@@ -34,7 +34,7 @@ SAME_WEIGHT = 1e-9
 """Weights of identical rollouts that sum to less than this share of their absolute sum cancel."""
 AGREE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """How well both ways to the rollouts' products must agree on a few tokens, relative to the contributions' size."""
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)

@@ -392,7 +392,12 @@ def test_a_score_that_is_a_property_is_not_said_to_go_along_with_it(
 
 
 def test_a_loss_is_not_audited_against_gradients(manifest: dict[str, Any]) -> None:
-    manifest["selector"] |= {"name": "Lowest loss", "class": "LossScorer", "column": "lowest_loss_score", "audit": None}
+    manifest["selector"] |= {
+        "name": "Lowest loss",
+        "class": "LossScorer",
+        "column": "lowest_loss_score",
+        "audit": None,
+    }
     audit = Card(manifest | {"citations": []})["Scores"]["Audit against exact gradients"].body
     assert audit == "Does not apply: the score is the model's loss, not made of gradients."
 
