@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import CHAT, byte_level, saved, tiny, unigram
 from tokenizers import Tokenizer, models
@@ -62,6 +62,7 @@ READERS = {
 @pytest.mark.parametrize("key", READERS)
 @given(prompt=TEXT.map(lambda text: "Q" + text), texts=st.lists(TEXT, min_size=1, max_size=4))
 def test_texts_give_exactly_prompt_ids_then_response_ids_then_eos(key: Any, prompt: str, texts: list[str]) -> None:
+    assume(not prompt.rstrip().endswith("<think>"))  # an opened one is not repeated: it has tests of its own
     reader = READERS[key]
     tokenizer = reader.tokenizer
     group = read(reader, {"prompt": prompt, "responses": texts, "rewards": range_of(texts)})
