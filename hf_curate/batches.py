@@ -164,10 +164,15 @@ def bucket(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def pad(examples: Sequence[Example], device: torch.device) -> torch.Tensor:
+def pad(examples: Sequence[Example] | Sequence[Rollout], device: torch.device) -> torch.Tensor:
     """[B, T] token ids, right-padded with each row's own last token: causal attention never sees it from the left."""
+    return pad_ids([example.input_ids for example in examples], device)
+
+
+def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """As `pad`, of token ids alone."""
     import torch
 
-    longest = max(len(example.input_ids) for example in examples)
-    rows = [ids + ids[-1:] * (longest - len(ids)) for ids in (example.input_ids for example in examples)]
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+    longest = max(map(len, rows))
+    padded = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device)

@@ -21,6 +21,8 @@ from hf_curate.errors import ColumnsError, RowError
 from hf_curate.rows import PROMPT_ALIASES, check_named, check_prompt, check_unicode, listed, read_prompt, tie
 
 CHATS = ("messages", "conversations")
+CORRECT_ABOVE = 0.5
+"""A rollout with a higher reward counts as correct, unless a scorer is told otherwise."""
 SAME_REWARD = 1e-6
 """Rewards that differ by no more than this share of the largest are equal: the rest is rounding of sums of parts."""
 

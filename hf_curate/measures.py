@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.budgets import MEASURED
-from hf_curate.groups import SAME_REWARD
+from hf_curate.groups import CORRECT_ABOVE, SAME_REWARD
 from hf_curate.scored import column_of, is_number, is_text, numbers, prefix_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CORRECT_ABOVE = 0.5
-"""A rollout is right when its reward is above this, unless the scorer's record says otherwise."""
 CHUNK_ROWS = 10_000
 """Rows of rollouts read at a time: all responses of a dataset need not fit into memory."""
 

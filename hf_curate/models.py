@@ -66,7 +66,7 @@ class LanguageModel:
 
     def is_current(self) -> bool:
         """Whether `head` still is the model's: the weights of a live model may be replaced, cast or moved."""
-        now = _inner(self.model).get_output_embeddings().weight
+        now = causal_lm(self.model).get_output_embeddings().weight
         return now.data_ptr() == self.head.weight.data_ptr() and now.dtype == self.head.weight.dtype
 
 
@@ -83,7 +83,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _inner(model: Any) -> Any:
+def causal_lm(model: Any) -> Any:
     """The causal LM inside a PEFT model, else the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -229,7 +229,7 @@ def prepared(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device:
 
     from hf_curate.gradients.head import check_head, head_of
 
-    inner = _inner(model)
+    inner = causal_lm(model)
     adapters = getattr(model, "peft_config", {}).values()
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
         raise ModelError(

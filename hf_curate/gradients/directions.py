@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,6 @@ class Direction:
 
     def add(self, name: str, gradient: Tensor, share: float = 1.0) -> None:
         self.tensors[name].add_(gradient.to(self.tensors[name]), alpha=share)
-
-    def adder(self, share: float) -> Callable[[str, Tensor], None]:
-        """For `policy_gradient`: adds each gradient, times `share`, as it comes."""
-        return lambda name, gradient: self.add(name, gradient, share)
 
     def divided(self, count: int) -> Direction:
         """This sum as a mean, in place."""
@@ -160,11 +156,8 @@ def _unreadable(path: Path, error: Exception) -> DirectionError:
 
 
 def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

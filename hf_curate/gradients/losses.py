@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hf_curate.batches import pad_ids
 from hf_curate.gradients.head import Head
 from hf_curate.gradients.upstream import BYTE_BUDGET
 
@@ -57,9 +58,8 @@ def sequence_losses(
     Returns:
         For each sequence the losses at its positions, in their order, on the CPU in float32 or wider.
     """
-    width = max(len(ids) for ids, _ in sequences)
-    rows = [[*ids, *[ids[-1]] * (width - len(ids))] for ids, _ in sequences]
-    input_ids = torch.tensor(rows, dtype=torch.int64, device=model.device)
+    input_ids = pad_ids([ids for ids, _ in sequences], model.device)
+    width = input_ids.shape[1]
     places = [row * width + position - 1 for row, (_, own) in enumerate(sequences) for position in own]
     where = torch.tensor(places, dtype=torch.int64, device=model.device)
     targets = input_ids.flatten()[where + 1]

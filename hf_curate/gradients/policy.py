@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_curate.batches import Rollout, bucket
+from hf_curate.batches import Rollout, bucket, pad
 from hf_curate.errors import RowError
 from hf_curate.gradients.recompute import blocks_of, recomputing
-from hf_curate.gradients.upstream import BYTE_BUDGET, head_pass
+from hf_curate.gradients.upstream import byte_budget, head_pass
+from hf_curate.models import causal_lm
 
 if TYPE_CHECKING:
     from hf_curate.gradients.tangents import Tangents
@@ -99,7 +100,7 @@ def policy_gradient(
     for piece in pieces:
         batch = [rollouts[index] for index in piece]
         scales = [weights[index] / factor for index in piece]
-        ids = _padded(batch, model.device)
+        ids = pad(batch, model.device)
         again = blocks if ids.numel() > batch_tokens else []
 
         def work(
@@ -153,13 +154,6 @@ def _power_of_two(weights: Sequence[float], rollouts: Sequence[Rollout]) -> floa
         for weight, rollout in zip(weights, rollouts, strict=True)
     )
     return 2.0 ** max(-1022, min(1023, round(math.log2(largest)))) if largest else 2.0**-1022
-
-
-def _padded(rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
-    """[B, T] ids, each row continued with its own last token."""
-    longest = max(len(rollout.input_ids) for rollout in rollouts)
-    rows = [r.input_ids + r.input_ids[-1:] * (longest - len(r.input_ids)) for r in rollouts]
-    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 @contextmanager
@@ -229,8 +223,7 @@ def _head(
     weights = shares.to(device=hidden.device, dtype=model.head.accumulate)[rows]
     direction = (None, None) if tangents is None else tangents.of_head(own)
     wanted = weights.neg() if any(own.values()) else None  # of log-probabilities, not of losses
-    budget = BYTE_BUDGET if hidden.device.type == "cpu" else 4 * BYTE_BUDGET
-    done = head_pass(model.head, hidden[rows, before], labels, wanted, direction, budget)
+    done = head_pass(model.head, hidden[rows, before], labels, wanted, direction, byte_budget(hidden.device))
     bad = (~torch.isfinite(done.losses)).nonzero()
     if len(bad):
         t = places[int(bad[0])][1]
@@ -251,6 +244,5 @@ def _head(
 
 def head_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
     """The LM head's own parameters, by "weight" and "bias"."""
-    inner: Any = model.model.get_base_model() if hasattr(model.model, "get_base_model") else model.model  # type: ignore[operator]
-    head = inner.get_output_embeddings()
+    head = causal_lm(model.model).get_output_embeddings()
     return {kind: p for kind, p in head.named_parameters(recurse=False) if kind in ("weight", "bias")}

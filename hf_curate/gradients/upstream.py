@@ -27,6 +27,11 @@ BYTE_BUDGET = 256 * 2**20
 """Bytes for the probabilities of one chunk, the pooled residuals and widened blocks of W together."""
 
 
+def byte_budget(device: torch.device) -> int:
+    """The budget on a device: an accelerator has more room, and larger chunks keep it busy."""
+    return BYTE_BUDGET if device.type == "cpu" else 4 * BYTE_BUDGET
+
+
 @dataclass(frozen=True)
 class Segments:
     """Which tokens belong to which segment. A token may be in several segments, or in none.

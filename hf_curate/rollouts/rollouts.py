@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.errors import ColumnsError, CurateError, RowError
+from hf_curate.groups import CORRECT_ABOVE
 from hf_curate.rollouts.prompts import Problem, PromptReader
 from hf_curate.rollouts.verify import Verdict, Verifier, verifier
 from hf_curate.scorers.checks import checked_number, checked_seed
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from hf_curate.rollouts.sample import Sampled
     from hf_curate.rollouts.server import ServerGenerator
-
-CORRECT_ABOVE = 0.5
 
 
 class Rollouts(ModelScorer):

@@ -187,11 +187,11 @@ class GraceScorer(ModelScorer):
 
     def _score(self, model: LanguageModel, examples: Sequence[Example]) -> list[dict[str, Any] | RowError]:
         from hf_curate.gradients.segments import segment_grams
-        from hf_curate.gradients.upstream import BYTE_BUDGET
+        from hf_curate.gradients.upstream import byte_budget
 
         ids = pad(examples, model.device)
         spans = [example.spans for example in examples]
-        budget = BYTE_BUDGET if model.device.type == "cpu" else 4 * BYTE_BUDGET
+        budget = byte_budget(model.device)
         with evaluating(model.model):
             grams = segment_grams(model, ids, spans, self.proxy, byte_budget=budget)
         return [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_curate.errors import ColumnsError, DirectionError, RowError, ScoreError
-from hf_curate.groups import detect_group_columns
+from hf_curate.groups import CORRECT_ABOVE, detect_group_columns
 from hf_curate.models import evaluating
 from hf_curate.scorers.base import which_weights
 from hf_curate.scorers.fitting import (
@@ -48,8 +48,6 @@ logger = logging.getLogger("hf_curate")
 Self = TypeVar("Self", bound="DirectedScorer")
 
 COLUMNS = ("prompt", "messages", "responses", "response_ids", "rewards")
-CORRECT_ABOVE = 0.5
-"""A rollout with a higher reward counts as correct, unless a scorer is told otherwise."""
 KEPT_VALUES = 40
 """Values of the model's width that a block keeps for each token of a backward, about."""
 
@@ -207,7 +205,7 @@ class PolicyScorer(ModelScorer):
 class Fitted:
     """Where a fitted direction (a file, or a folder of features) lies, and which one it must be.
 
-    key: sha256 of all that it was made from, known before it is made; sha256: of the file, where it was given by path.
+    key: sha256 of all that it was made from, known before it is made; sha256: of the file (of a folder's index).
     """
 
     path: Path
@@ -418,9 +416,9 @@ class DirectedScorer(PolicyScorer):
         weights have changed since."""
         if self._at_hand is None or self._at_hand[0] is not model or self._weights != self._mark():
             tensors = self._read(model)
-            from hf_curate.gradients.inner import inner
+            from hf_curate.gradients.directions import Direction
 
-            norm = sum(inner(tensor, tensor) for tensor in tensors.values()) ** 0.5
+            norm = Direction(tensors).norm
             if norm == 0.0:
                 raise DirectionError("the direction is zero everywhere: nothing can point along it.")
             self._at_hand, self._weights = (model, tensors, norm), self._mark()

@@ -82,6 +82,26 @@ def sequences_of(item: Group | Example) -> list[tuple[list[int], list[int]]]:
 class TokenizerScorer(TextScorer):
     """Base of the scorers that need a model's tokenizer and none of its weights."""
 
+    def __init__(
+        self,
+        model: Any,
+        *,
+        revision: str | None = None,
+        tokenizer: Any = None,
+        prompt: str | None = None,
+        completion: str | None = None,
+        answer: str | None = None,
+        steps: str | None = None,
+        messages: str | None = None,
+        split_steps: Splitter = "auto",
+        responses: str | None = None,
+        response_ids: str | None = None,
+        rewards: str | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._take(locals())
+
     def _take(self, given: Mapping[str, Any]) -> None:
         super()._take({**NO_WEIGHTS, **given})
         self._arguments = {name: value for name, value in self._arguments.items() if name not in NO_WEIGHTS}
@@ -137,26 +157,6 @@ class LongestScorer(TokenizerScorer):
     prefix = "longest"
     algorithm_version = 1
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        revision: str | None = None,
-        tokenizer: Any = None,
-        prompt: str | None = None,
-        completion: str | None = None,
-        answer: str | None = None,
-        steps: str | None = None,
-        messages: str | None = None,
-        split_steps: Splitter = "auto",
-        responses: str | None = None,
-        response_ids: str | None = None,
-        rewards: str | None = None,
-        max_length: int | None = None,
-    ) -> None:
-        super().__init__()
-        self._take(locals())
-
     def value(self, row: Mapping[str, Any], item: Group | Example) -> float:
         if isinstance(item, Example):
             return float(len(item.input_ids))
@@ -180,26 +180,6 @@ class MostStepsScorer(TokenizerScorer):
     name = "Most steps"
     prefix = "most_steps"
     algorithm_version = 1
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        revision: str | None = None,
-        tokenizer: Any = None,
-        prompt: str | None = None,
-        completion: str | None = None,
-        answer: str | None = None,
-        steps: str | None = None,
-        messages: str | None = None,
-        split_steps: Splitter = "auto",
-        responses: str | None = None,
-        response_ids: str | None = None,
-        rewards: str | None = None,
-        max_length: int | None = None,
-    ) -> None:
-        super().__init__()
-        self._take(locals())
 
     def value(self, row: Mapping[str, Any], item: Group | Example) -> float:
         if isinstance(item, Example):
@@ -297,9 +277,9 @@ class LossScorer(TextScorer):
     ) -> list[float | RowError]:
         """Mean loss of each sequence, or the first token whose loss is not finite."""
         from hf_curate.gradients.losses import sequence_losses
-        from hf_curate.gradients.upstream import BYTE_BUDGET
+        from hf_curate.gradients.upstream import byte_budget
 
-        budget = BYTE_BUDGET if model.device.type == "cpu" else 4 * BYTE_BUDGET
+        budget = byte_budget(model.device)
         found: list[float | RowError] = [0.0] * len(sequences)
         for chosen in bucket([len(ids) for _, ids, _ in sequences], self.token_limit(model)):
             batch = [sequences[index][1:] for index in chosen]
