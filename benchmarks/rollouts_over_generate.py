@@ -1,17 +1,21 @@
-"""Sampled tokens per second: `rollouts.sample` against plain `model.generate`, on the CPU.
+"""Sampled tokens per CPU second: `rollouts.sample` against plain `model.generate`, on the CPU.
 
-    python benchmarks/rollouts_over_generate.py
+    python benchmarks/rollouts_over_generate.py [--continuous]
 
 Two policies: a random Qwen3-shaped model on prompts of log-normal length, whose responses end at random (a share of
 the vocabulary ends a response, so that lengths are geometric), and the demo model on its own problems.
 `generate` takes the prompts in the dataset's order, a few at a time with all their rollouts, as one would write it.
-The two run in turn, one round warms up, medians are reported. Writes results/rollouts_over_generate_<processor>.json.
+With --continuous also `model.generate_batch`, which is given all prompts at once and a paged cache of as many tokens
+as `sample` allows itself. They run in turn, one round warms up, medians are reported. What is compared is the time of
+the processor, which other programs on the machine change less than that of the clock; both are written, with the
+machine's load, to results/rollouts_over_generate_<processor>.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -22,7 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from hf_curate.demo import MODEL, load_traces
 from hf_curate.gradients.head import head_of
@@ -30,6 +41,8 @@ from hf_curate.models import LanguageModel, prepared
 from hf_curate.rollouts.sample import end_tokens, sample
 
 Lengths = list[int]
+PAGE, PAGES = 64, 256
+"""Tokens of a page of the continuous batches' cache, and pages: the 16,384 tokens of `sample` on a CPU."""
 
 
 def random_policy(arguments: argparse.Namespace) -> tuple[LanguageModel, list[list[int]], set[int]]:
@@ -73,17 +86,7 @@ def by_sample(model: LanguageModel, prompts: Any, ends: set[int], asked: argpars
 @torch.inference_mode()
 def by_generate(model: LanguageModel, prompts: Any, ends: set[int], asked: argparse.Namespace, seed: int) -> Lengths:
     torch.manual_seed(seed)
-    settings = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=asked.longest,
-        num_return_sequences=asked.n,
-        eos_token_id=sorted(ends),
-        pad_token_id=0,
-    )
-    lengths = []
+    settings, lengths = plain_sampling(ends, asked), []
     for first in range(0, len(prompts), asked.generate_batch):
         batch = prompts[first : first + asked.generate_batch]
         width = max(map(len, batch))
@@ -95,22 +98,52 @@ def by_generate(model: LanguageModel, prompts: Any, ends: set[int], asked: argpa
     return lengths
 
 
+def by_continuous(model: LanguageModel, prompts: Any, ends: set[int], asked: argparse.Namespace, seed: int) -> Lengths:
+    out: Any = model.model.generate_batch(  # type: ignore[operator]
+        inputs=prompts,
+        generation_config=plain_sampling(ends, asked),
+        continuous_batching_config=ContinuousBatchingConfig(
+            seed=seed, page_size=PAGE, num_blocks=PAGES, max_batch_tokens=asked.continuous_tokens
+        ),
+    )
+    failed = [one.error for one in out.values() if one.error is not None]
+    if failed or len(out) != len(prompts) * asked.n:
+        raise RuntimeError(f"{len(out)} responses, {len(failed)} of them failed: {failed[:1]}")
+    return [len(one.generated_tokens) for one in out.values()]
+
+
+def plain_sampling(ends: set[int], asked: argparse.Namespace) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=asked.longest,
+        num_return_sequences=asked.n,
+        eos_token_id=sorted(ends),
+        pad_token_id=0,
+    )
+
+
 WAYS: dict[str, Callable[..., Lengths]] = {"generate": by_generate, "sample": by_sample}
 
 
 def compare(policy: tuple[LanguageModel, list[list[int]], set[int]], asked: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of both ways, in turn; each round has a seed of its own."""
-    rates: dict[str, list[float]] = {way: [] for way in WAYS}
-    lengths: dict[str, Lengths] = {way: [] for way in WAYS}
+    """Tokens per second (of the processor, and of the clock) of all ways, in turn; each round has its own seed."""
+    ways = WAYS | ({"continuous": by_continuous} if asked.continuous else {})
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    by_clock: dict[str, list[float]] = {way: [] for way in ways}
+    lengths: dict[str, Lengths] = {way: [] for way in ways}
     for seed in range(asked.repeats + 1):
-        for way, run in WAYS.items():
-            start = time.perf_counter()
+        for way, run in ways.items():
+            start = time.process_time(), time.perf_counter()
             sampled = run(*policy, asked, seed)
-            seconds = time.perf_counter() - start
+            end = time.process_time(), time.perf_counter()
             if seed:  # the first round warms up
-                rates[way].append(sum(sampled) / seconds)
+                rates[way].append(sum(sampled) / (end[0] - start[0]))
+                by_clock[way].append(sum(sampled) / (end[1] - start[1]))
                 lengths[way] += sampled
-    ratios = [ours / theirs for ours, theirs in zip(rates["sample"], rates["generate"], strict=True)]
+    found = {way: over_generate(own, rates["generate"]) for way, own in rates.items() if way != "generate"}
     return {
         "prompts": len(policy[1]),
         "prompt_tokens": {"median": statistics.median(map(len, policy[1])), "max": max(map(len, policy[1]))},
@@ -118,9 +151,16 @@ def compare(policy: tuple[LanguageModel, list[list[int]], set[int]], asked: argp
             way: {"mean": float(np.mean(own)), "stderr": float(np.std(own) / len(own) ** 0.5)}
             for way, own in lengths.items()
         },
-        "median_tokens_per_second": {way: statistics.median(own) for way, own in rates.items()},
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "median_tokens_per_cpu_second": {way: statistics.median(own) for way, own in rates.items()},
+        "median_tokens_per_second": {way: statistics.median(own) for way, own in by_clock.items()},
+        "ratio": found.pop("sample"),
+        **{f"ratio_{way}": ratio for way, ratio in found.items()},
     }
+
+
+def over_generate(rates: list[float], generate: list[float]) -> dict[str, float]:
+    ratios = [own / plain for own, plain in zip(rates, generate, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def main() -> None:
@@ -135,10 +175,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=16_384)
     parser.add_argument("--generate-batch", type=int, default=8, help="prompts that generate takes at a time")
+    parser.add_argument("--continuous", action="store_true", help="also generate_batch, continuous batching")
+    parser.add_argument("--continuous-tokens", type=int, default=512, help="tokens of one of its forwards, at most")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    load = os.getloadavg()
     policies = {"qwen3, random": random_policy(arguments), "demo": demo_policy(arguments)}
     results = {name: compare(policy, arguments) for name, policy in policies.items()}
     written = {
@@ -146,18 +189,22 @@ def main() -> None:
         "results": results,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "machine": platform.machine(),
+        "load": [round(before, 1) for before in (load[0], os.getloadavg()[0])],
     }
     path = Path(__file__).parent / "results" / f"rollouts_over_generate_{platform.machine()}_cpu.json"
     path.write_text(json.dumps(written, indent=2) + "\n")
-    print(f"{arguments.n} rollouts, {arguments.threads} thread, torch {torch.__version__}; tokens per second, medians")
-    print(f"{'':<16}{'generate':>10}{'sample':>10}{'ratio':>8}   (min - max)     mean tokens")
+    print(f"{arguments.n} rollouts, {arguments.threads} thread, torch {torch.__version__}; tokens per CPU second")
     for name, found in results.items():
-        rate, ratio, mean = found["median_tokens_per_second"], found["ratio"], found["response_tokens"]
-        print(
-            f"{name:<16}{rate['generate']:>10,.0f}{rate['sample']:>10,.0f}{ratio['median']:>8.2f}"
-            f"   ({ratio['min']:.2f} - {ratio['max']:.2f})   "
-            f"{mean['generate']['mean']:.1f}, {mean['sample']['mean']:.1f}"
-        )
+        print(f"{name:<18}generate {found['median_tokens_per_cpu_second']['generate']:>10,.0f}")
+        for way, ratio in (("sample", "ratio"), ("continuous", "ratio_continuous")):
+            if ratio not in found:
+                continue
+            spread, mean = found[ratio], found["response_tokens"]
+            print(
+                f"{'':<18}{way:<10}{found['median_tokens_per_cpu_second'][way]:>9,.0f}{spread['median']:>8.2f}"
+                f"   ({spread['min']:.2f} - {spread['max']:.2f})   "
+                f"mean tokens {mean['generate']['mean']:.1f}, {mean[way]['mean']:.1f}"
+            )
 
 
 if __name__ == "__main__":

@@ -231,6 +231,7 @@ def _command(choice: Choice, record: Mapping[str, Any], source: Mapping[str, Any
     """The Python calls that repeat the selection; model and source by what the manifest calls them, never by path."""
     call = record.get("call") or (f"{record['class']}(...)" if record.get("class") else None)
     lines = [f"scorer = {call}", "scored = score(dataset, scorer)"] if call else []
+    lines = [*_rolled(record, call), *lines]
     text = "select(scored, scorer" if call else f"select(dataset, {choice.column!r}"
     asked = choice.asked.asked if choice.asked else None
     options = {"strategy": choice.strategy, "min_score": choice.min_score, "group": choice.group}
@@ -243,3 +244,12 @@ def _command(choice: Choice, record: Mapping[str, Any], source: Mapping[str, Any
         named = f"{source['id']}@{source['sha'] or source['revision']}" + (f":{place}" if place else "")
         text += f", source={named!r}"
     return "\n".join([*lines, text + ")"])
+
+
+def _rolled(record: Mapping[str, Any], call: str | None) -> list[str]:
+    """The calls that repeat the rollouts: an argument of the scorer, or a run before it."""
+    made = record.get("rollouts")
+    if not isinstance(made, Mapping) or not made.get("call"):
+        return []
+    own = call is not None and "rollouts=rollouts" in call
+    return [f"rollouts = {made['call']}", *([] if own else ["dataset = score(dataset, rollouts)"])]

@@ -131,6 +131,9 @@ def preference(
 
 def _codes(groups: Sequence[Any] | np.ndarray) -> np.ndarray:
     """[n] group numbers in order of first appearance; null is a group of its own, and so is NaN."""
+    if isinstance(groups, np.ndarray) and groups.dtype.kind in "iu":
+        _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
+        return np.argsort(np.argsort(first))[codes]
     seen: dict[Any, int] = {}
     keys = (group if group == group else "NaN" for group in groups)
     return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), dtype=np.int64, count=len(groups))

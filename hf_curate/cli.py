@@ -1,10 +1,11 @@
-"""hf-curate: score | select | push | inspect | demo. The options have the names of the Python arguments."""
+"""hf-curate: rollouts | score | select | push | inspect | demo. The options have the names of the Python arguments."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from hf_curate.errors import CurateError
+from hf_curate.inputs import check_rows, load_rows, run_folder
+from hf_curate.rollouts import command
 from hf_curate.scoring import (
     DEFAULT,
     EITHER,
     SCORE_HELP,
     SCORERS_HELP,
     add_columns,
+    add_model,
     add_options,
     check_traces,
     fit_first,
@@ -84,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser.add_argument("--version", action="version", version=f"hf_curate {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_rollouts(commands)
     _add_score(commands)
     _add_select(commands)
     _add_push(commands)
@@ -107,15 +112,30 @@ def _command(commands: Any, name: str, description: str, run: Any) -> argparse.A
     return parser
 
 
+def _add_rollouts(commands: Any) -> None:
+    parser = _command(commands, "rollouts", command.HELP, _rollouts)
+    parser.epilog = command.VERIFIERS_HELP
+    _add_run(parser)
+    command.add_options(parser)
+    add_model(parser.add_argument_group("model"))
+
+
 def _add_score(commands: Any) -> None:
     parser = _command(commands, "score", SCORE_HELP, _score)
     parser.epilog = SCORERS_HELP
+    _add_run(parser)
+    add_options(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What is read, and the folder that a run goes to."""
     parser.add_argument(
-        "source", metavar="SOURCE", help="org/name@revision:config/split, or a .jsonl, .json or .parquet file"
+        "source",
+        metavar="SOURCE",
+        help="org/name@revision:config/split, a .jsonl, .json or .parquet file, or the folder of an earlier run",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of other settings in --out")
-    add_options(parser)
 
 
 def _add_select(commands: Any) -> None:
@@ -169,25 +189,54 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def _rollouts(arguments: argparse.Namespace) -> None:
+    from hf_curate.comparisons import outcomes
+    from hf_curate.measures import rollout_measures
+    from hf_curate.runs.local import failed_rows, score
+
+    _quiet()
+    _check_in_and_out(arguments)
+    rollouts = command.rollouts_of(arguments)
+    if rollouts.server is not None:
+        rollouts.server.record()  # asks it: one that does not answer leaves no folder behind
+    rows = load_rows(arguments.source)
+    rolled = score(rows.dataset, rollouts, out=arguments.out, overwrite=arguments.overwrite, source=rows.source)
+    failed = sum(failed_rows(rolled, rollouts).values())
+    print(f"{len(rolled) - failed:,} of {len(rolled):,} rows have rollouts -> {arguments.out}")
+    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in (outcomes(rolled) or {}).items())
+    signal = int((rollout_measures(rolled, rollouts.record())["signal"] == 1.0).sum())
+    print(f"rollouts: {counts}; {signal:,} row{'' if signal == 1 else 's'} with a signal: rewards that differ")
+    model = shlex.quote(arguments.model)
+    print(f"next: hf-curate score {arguments.out} --scorer learnalign --model {model} --out runs/learnalign")
+
+
+def _check_in_and_out(arguments: argparse.Namespace) -> None:
+    """The source is there, and is not the folder that is written to."""
+    check_rows(arguments.source)
+    folder = run_folder(arguments.source)
+    if folder is not None and folder.resolve() == Path(arguments.out).expanduser().resolve():
+        raise CurateError(f"the run {folder.name!r} would be read and written: give --out a folder of its own.")
+
+
 def _score(arguments: argparse.Namespace) -> None:
     from hf_curate.comparisons import silent_rows
     from hf_curate.runs.local import check_folder, failed_rows, score
-    from hf_curate.sources import check_local, load_source
 
     _quiet()
-    check_local(arguments.source)
-    loaded = None
+    _check_in_and_out(arguments)
+    rows = None
     if arguments.scorer is None:
-        loaded = load_source(arguments.source)
-        check_traces(*loaded, arguments)
+        rows = load_rows(arguments.source)
+        check_traces(rows.dataset, rows.source, arguments)
     scorer, trusted = scorer_of(arguments)
-    dataset, source = loaded or load_source(arguments.source)
+    rows = rows or load_rows(arguments.source)
+    dataset, scorer.rolled_by = rows.dataset, rows.rolled_by(vars(arguments))
     if trusted is not None or arguments.save_direction is not None:
         if Path(arguments.out).exists():  # what `score` would say after the fit
             scorer.expect(dataset)
-            check_folder(Path(arguments.out), scorer, dataset._fingerprint, arguments.overwrite)
-        fit_first(scorer, dataset, source, trusted, arguments.save_direction)
-    scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=source)
+            check_folder(Path(arguments.out), scorer, dataset, arguments.overwrite)
+        fit_first(scorer, rows, trusted, arguments)
+    scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=rows.source)
     failed = sum(failed_rows(scored, scorer).values())
     print(f"{len(scored) - failed:,} of {len(scored):,} rows scored -> {arguments.out}")
     silent = silent_rows(scored, scorer.column, scorer.record())

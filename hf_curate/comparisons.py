@@ -65,7 +65,7 @@ def verification(choice: Choice, subset: Dataset, record: Mapping[str, Any]) -> 
     own = record.get("rollouts")
     made = own if isinstance(own, Mapping) else record
     contract, settings = made.get("verifier"), made.get("settings") or {}
-    counts = [_outcomes(dataset) for dataset in (choice.dataset, subset)]
+    counts = [outcomes(dataset) for dataset in (choice.dataset, subset)]
     if not isinstance(contract, Mapping) and counts[0] is None:
         return None
     named = isinstance(contract, Mapping)
@@ -76,7 +76,7 @@ def verification(choice: Choice, subset: Dataset, record: Mapping[str, Any]) -> 
     }
 
 
-def _outcomes(dataset: Dataset) -> dict[str, int] | None:
+def outcomes(dataset: Dataset) -> dict[str, int] | None:
     """Outcome -> rollouts, from the column that `Rollouts` writes."""
     import pyarrow.compute as pc
 

@@ -23,6 +23,10 @@ class DirectionError(CurateError):
     """A gradient direction that is missing, cannot be read, does not fit the model, or has no signal."""
 
 
+class NoSignalError(DirectionError):
+    """No problem to take a direction from is solved by some rollouts and not by others."""
+
+
 class ScoreError(CurateError):
     """Scoring as a whole makes no sense: an empty dataset, or no row that could be scored."""
 

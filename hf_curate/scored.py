@@ -57,12 +57,15 @@ def is_text(kind: Any) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def groups_of(dataset: Dataset, name: str) -> list[Any]:
-    groups = column_of(dataset, name).to_pylist()
-    if any(isinstance(group, (list, dict)) for group in groups):
+def groups_of(dataset: Dataset, name: str) -> np.ndarray:
+    """[n] int64: the number of each row's group, in order of first appearance; null is a group of its own."""
+    import pyarrow as pa
+
+    column = column_of(dataset, name)
+    if pa.types.is_nested(column.type):
         kind = type_name(dataset.features[name])
         raise ColumnsError(f"column {name!r} holds {kind}, and group= needs one value a row: text or a number.")
-    return groups
+    return np.asarray(column.dictionary_encode(null_encoding="encode").indices, dtype=np.int64)
 
 
 def prefix_of(column: str) -> str:

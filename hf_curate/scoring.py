@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import ColumnsError, CurateError, DirectionError, RowError
+from hf_curate.inputs import Rows, check_rows, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,6 +24,7 @@ Score every row of a dataset and keep the result in a folder.
       --out runs/mine
   hf-curate score rollouts.jsonl --scorer gradalign --validation trusted.jsonl \\
       --model ./my-policy --out runs/gradalign
+  hf-curate score runs/rolled --scorer learnalign --model ./my-policy --out runs/learnalign
   hf-curate score rollouts.jsonl --scorer accuracy-greedy --out runs/greedy
 """
 SCORERS_HELP = """\
@@ -85,8 +87,8 @@ FIRST_ROWS = 8
 OPTIONS = tuple(dict.fromkeys(option for kind in KINDS.values() for option in kind.options))
 
 
-def scorer_of(arguments: argparse.Namespace) -> tuple[Any, str | None]:
-    """The scorer that the options describe, and what to call the source of its validation set, if it has one.
+def scorer_of(arguments: argparse.Namespace) -> tuple[Any, Rows | None]:
+    """The scorer that the options describe, and the rows of its validation set, if it has one.
 
     Options that were not given are left to the scorer's own defaults. CurateError: an option of other scorers was
     given, one that this scorer needs was not, or the validation set cannot be read.
@@ -99,15 +101,15 @@ def scorer_of(arguments: argparse.Namespace) -> tuple[Any, str | None]:
         raise CurateError(f"--scorer is {name}. {' '.join(_belongs(option) for option in foreign)}")
     _check_needs(name, given)
     given.pop("save_direction", None)
-    source = None
+    trusted = None
     if "validation" in given:
-        from hf_curate.sources import load_source
-
         try:
-            given["validation"], source = load_source(given["validation"])
+            check_rows(given["validation"])
+            trusted = load_rows(given["validation"])
         except CurateError as error:
             raise CurateError(f"--validation: {error}") from error
-    return kind.make(given), source
+        given["validation"] = trusted.dataset
+    return kind.make(given), trusted
 
 
 def check_traces(dataset: Dataset, source: str, arguments: argparse.Namespace) -> None:
@@ -141,24 +143,28 @@ def _is_trace(row: Any, columns: Any) -> bool:
     return True
 
 
-def fit_first(scorer: Any, pool: Dataset, source: str, trusted: str | None, out: str | None) -> None:
-    """Fits the scorer before it scores, on its validation set (called `trusted`) or else on the pool.
+def fit_first(scorer: Any, pool: Rows, trusted: Rows | None, arguments: argparse.Namespace) -> None:
+    """Fits the scorer before it scores, on its validation set or else on the pool.
 
-    The direction is kept at `out` (None: in the cache), with the name of the source that it was fitted on.
-    Warns if both sets hold the same rows. ColumnsError, DirectionError: say so where they are of the validation set.
+    The direction is kept at --save-direction (else in the cache), with the name of the source that it was fitted on
+    and with the verifier of its rollouts where that is known. Warns if both sets hold the same rows.
+    ColumnsError, DirectionError: say so where they are of the validation set.
     """
+    fitted_on = trusted or pool
+    made = fitted_on.rolled_by(vars(arguments)) or {}
+    said = {"out": arguments.save_direction, "source": fitted_on.source, "verifier": made.get("verifier")}
     if trusted is None:
-        scorer.fit(pool, out=out, source=source)
+        scorer.fit(pool.dataset, **said)
         return
-    if _same_rows(scorer, pool, scorer.validation):
+    if _same_rows(scorer, pool.dataset, trusted.dataset):
         warnings.warn(
-            f"--validation ({trusted}) holds the same rows as the pool ({source}), so each problem is compared with a "
-            "mean that it is part of: give trusted problems of their own.",
+            f"--validation ({trusted.source}) holds the same rows as the pool ({pool.source}), so each problem is "
+            "compared with a mean that it is part of: give trusted problems of their own.",
             UserWarning,
             stacklevel=2,
         )
     try:
-        scorer.fit(scorer.validation, out=out, source=trusted)
+        scorer.fit(trusted.dataset, **said)
     except DirectionError as error:  # a ColumnsError says so itself
         raise DirectionError(f"of the validation set: {error}") from error
 
@@ -205,7 +211,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_grace(parser.add_argument_group("GRACE"))
     _add_gradients(parser.add_argument_group("policy gradients (learnalign, gradalign, align)"))
     _add_baselines(parser.add_argument_group("baselines and learnability"))
-    _add_model(parser.add_argument_group("model"))
+    model = parser.add_argument_group("model")
+    add_model(model)
+    model.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="longer rows get no score (default: the model's context)"
+    )
 
 
 def _add_grace(group: Any) -> None:
@@ -255,18 +265,14 @@ def _add_baselines(group: Any) -> None:
     group.add_argument("--seed", type=int, help="random; learnalign with --projection-dim (default: 0)")
 
 
-def _add_model(group: Any) -> None:
+def add_model(group: Any) -> None:
+    """The options that say which model reads (or samples) the rows, shared by score and rollouts."""
     group.add_argument("--model", help="org/name, org/name@revision, or a folder with safetensors")
     group.add_argument("--revision", help="branch, tag or commit of a Hub model")
     group.add_argument("--tokenizer", help="id or folder, if not the model's own")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's own)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
-    group.add_argument(
-        "--max-length", type=int, metavar="TOKENS", help="longer rows get no score (default: the model's context)"
-    )
-    group.add_argument(
-        "--batch-tokens", type=int, metavar="TOKENS", help="padded tokens per forward; changes no score"
-    )
+    group.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="padded tokens at a time; changes no result")
 
 
 def _scorer_name(text: str) -> str:

@@ -192,10 +192,17 @@ def select(
     kept = np.sort(order if asked is None else take(order, asked, len(dataset), measures.get("tokens")))
     if not len(kept):
         raise BudgetError(_nothing(len(dataset), scores, min_score))
-    subset = dataset.select(kept).add_column(SOURCE_ROW, kept.astype(np.int64))  # type: ignore[call-arg]
+    subset = _subset(dataset, kept)
     choice = Choice(dataset, column, scores, measures, kept, asked, strategy, min_score, group, seed)
     manifest = account(choice, subset, scorer, record, added, source)
     return Selection(subset, kept.astype(np.int64), manifest)
+
+
+def _subset(dataset: Dataset, kept: np.ndarray) -> Dataset:
+    """The kept rows and their positions; a view of the dataset, unless it is one itself of rows in another order."""
+    if dataset._indices is not None:  # adding a column would copy all its rows
+        return dataset.select(kept).add_column(SOURCE_ROW, kept.astype(np.int64))  # type: ignore[call-arg]
+    return dataset.add_column(SOURCE_ROW, np.arange(len(dataset))).select(kept)  # type: ignore[call-arg]
 
 
 def _nothing(rows: int, scores: np.ndarray, min_score: float | None) -> str:
@@ -245,6 +252,9 @@ def _of_scorer(dataset: Dataset, scorer: AnyScorer | str) -> tuple[dict[str, Any
         if check is not None:  # a scorer whose scores came from a cache has not seen the columns yet
             check([name for name in dataset.column_names if name not in added], None)
         record = scorer.record()
+        made = record.get("rollouts")
+        if isinstance(made, Mapping):  # of an earlier run: its columns are not the source's either
+            added += [n for n in made.get("columns") or [] if n in dataset.column_names and n not in added]
         column = getattr(scorer, "column", None) or record.get("column") or next(iter(scorer.columns))
     if column not in dataset.column_names:
         fix = "Score it first: scored = score(dataset, scorer)."

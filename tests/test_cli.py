@@ -26,7 +26,7 @@ from hf_curate.demo import world
 from hf_curate.scoring import KINDS, OPTIONS
 
 GOLDEN = Path(__file__).parent / "goldens" / "cli_help.txt"
-COMMANDS = ("", "score", "select", "push", "inspect", "demo")
+COMMANDS = ("", "rollouts", "score", "select", "push", "inspect", "demo")
 
 
 def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -603,15 +603,13 @@ def test_ctrl_c_is_exit_code_130_without_a_traceback(
 
 STOPPED = """
 import os, signal
-from hf_curate import cli
-from hf_curate.runs import local
+from hf_curate import GraceScorer, cli
 
-def write(folder, *_):
-    folder.mkdir()
-    (folder / ".scored.parquet").write_bytes(b"half")
+def stopped(self, rows, rank=None):
     os.kill(os.getpid(), signal.SIGINT)
+    return score_rows(self, rows, rank)
 
-local._write = write
+score_rows, GraceScorer.score_rows = GraceScorer.score_rows, stopped
 raise SystemExit(cli.main(ARGUMENTS))
 """
 
@@ -629,7 +627,9 @@ def test_ctrl_c_while_scoring_leaves_a_folder_that_can_be_scored_into_again(plac
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
     assert cli.main(arguments) == 0
+    assert (tmp_path / "run" / "scored.parquet").exists()
 
 
 def test_output_that_is_not_a_terminal_may_be_any_stream(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:

@@ -205,10 +205,14 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "score: another run": lambda folder: score(
         Dataset.from_list([GOOD]), grace(alpha=0.5), out=changed_identity(run_folder(folder))
     ),
-    "score: a run that died": lambda folder: score(
-        Dataset.from_list([GOOD]), grace(), out=files(folder, scored__parquet=b"x")
+    "score: other rows": lambda folder: score(Dataset.from_list([GOOD]), grace(), out=run_folder(folder)),
+    "score: other shards": lambda folder: score(
+        Dataset.from_list([GOOD] * 2), grace(), out=run_folder(folder), shard_rows=1
     ),
+    "score: strict": lambda _: score(Dataset.from_list([GOOD, {**GOOD, "completion": ""}]), grace(), strict=True),
+    "score: shards without a folder": lambda _: score(Dataset.from_list([GOOD]), grace(), shard_rows=8),
     "run: no folder": lambda folder: load_run(folder / "nothing"),
+    "run: not finished": lambda folder: load_run(files(folder, plan__json=b"{}")),
     "run: another schema": lambda folder: load_run(files(folder, run__json=b'{"schema": "hf_curate/run/9"}')),
     "run: incomplete": lambda folder: load_run(files(folder, run__json=b'{"schema": "hf_curate/run/1"}')),
     "run: scores are gone": lambda folder: load_run(without_scores(run_folder(folder))),

@@ -39,11 +39,11 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_templates_model_traces_and_types(unpacked: Path) -> None:
+def test_the_wheel_holds_templates_models_traces_and_types(unpacked: Path) -> None:
     package = unpacked / "hf_curate"
     assert (package / "py.typed").is_file()
     assert (package / "demo" / "traces.parquet").is_file()
-    assert len(list((package / "demo").glob("*/model.safetensors"))) == 1
+    assert len(list((package / "demo").glob("*/model.safetensors"))) == 2
     assert {p.name for p in (package / "_cards").iterdir()} == {p.name for p in (ROOT / "cards").iterdir()}
     source = {
         p.relative_to(ROOT) for p in (ROOT / "hf_curate").rglob("*") if p.is_file() and "__pycache__" not in p.parts

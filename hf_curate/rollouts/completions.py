@@ -13,23 +13,26 @@ from hf_curate.rollouts.wire import AgainError, Wire, together
 
 Prompt = str | Sequence[Mapping[str, Any]]
 PATHS = {"chat": "/chat/completions", "text": "/completions"}
+WITHOUT_IDS = "vLLM and SGLang tell them in their later versions; token_ids=False does without"
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One response. finished: the server says that it ended by itself; token_ids: its tokens, where the server tells
-    them."""
+    """One response. finished: the server says that it ended by itself; token_ids, prompt_ids: its tokens and those of
+    its prompt, where the server tells them."""
 
     text: str
     finished: bool
     token_ids: list[int] | None = None
+    prompt_ids: list[int] | None = None
 
 
 class Sampling:
-    """One call of `generate`: the same numbers for every prompt."""
+    """One call of `generate`: the same numbers for every prompt. token_ids: whether a response without is an error."""
 
-    def __init__(self, wire: Wire, completions: str, fields: dict[str, Any], wanted: int) -> None:
+    def __init__(self, wire: Wire, completions: str, fields: dict[str, Any], wanted: int, token_ids: bool) -> None:
         self.wire, self.completions, self.fields, self.wanted = wire, completions, fields, wanted
+        self.token_ids = token_ids
         self.one_each = False  # the server gives one choice, whatever is asked
 
     async def row(self, prompt: Prompt, seed: int) -> list[Sampled] | RowError:
@@ -55,7 +58,10 @@ class Sampling:
         """At least one response; `already` of the prompt's are there."""
         what = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(message) for message in prompt]}
         body = {**self.fields, **what, "seed": _seed(seed, already), **({"n": asked} if asked > 1 else {})}
-        return await self.wire.ask(PATHS[self.completions], body, lambda answer: _read(answer, self.completions))
+        found = await self.wire.ask(PATHS[self.completions], body, lambda answer: _read(answer, self.completions))
+        if self.token_ids and not all(one.token_ids for one in found):
+            raise RowError("no token ids", f"a choice of {len(found):,} came without its `token_ids`. {WITHOUT_IDS}")
+        return found
 
 
 def _read(answer: Any, completions: str) -> list[Sampled]:
@@ -65,10 +71,11 @@ def _read(answer: Any, completions: str) -> list[Sampled]:
         raise AgainError(f"its answer holds no choices: {json.dumps(answer)}")
     if all(isinstance(choice.get("index"), int) for choice in choices):
         choices = sorted(choices, key=lambda choice: choice["index"])
-    return [_sampled(choice, completions == "chat") for choice in choices]
+    prompt = answer.get("prompt_token_ids")
+    return [_sampled(choice, completions == "chat", prompt) for choice in choices]
 
 
-def _sampled(choice: dict[str, Any], chat: bool) -> Sampled:
+def _sampled(choice: dict[str, Any], chat: bool, prompt: Any) -> Sampled:
     holder = choice.get("message") if chat else choice
     holder = holder if isinstance(holder, dict) else {}
     if taken := holder.get("reasoning_content") or holder.get("reasoning"):
@@ -77,10 +84,14 @@ def _sampled(choice: dict[str, Any], chat: bool) -> Sampled:
     text = holder.get("content" if chat else "text")
     if not isinstance(text, str):
         raise AgainError(f"a choice holds no text: {json.dumps(choice)}")
-    ids = choice.get("token_ids")
-    known = isinstance(ids, list) and all(isinstance(token, int) for token in ids)
     valid = text.encode("utf-8", "replace").decode()  # JSON may hold halves of characters
-    return Sampled(valid, choice.get("finish_reason") == "stop", ids if known else None)
+    own, before = _ids(choice.get("token_ids")), _ids(choice.get("prompt_token_ids", prompt))
+    return Sampled(valid, choice.get("finish_reason") == "stop", own, before)
+
+
+def _ids(value: Any) -> list[int] | None:
+    whole = isinstance(value, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+    return value if whole else None
 
 
 def _seed(seed: int, already: int) -> int:

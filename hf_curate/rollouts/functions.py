@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import json
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -49,7 +50,9 @@ class Function(Verifier):
         prompt: the column of the prompt; by default `messages`, `conversations`, `prompt` or a column like `question`.
         chat: whether completions are passed as messages, and a prompt of plain text as a user's message; by default
             where the prompt is a chat.
-        version: to be raised when the function gives other rewards; by default a digest of its source.
+        version: to be raised when the function gives other rewards; by default a digest of its source, and one of what
+            it was made with: arguments of a `partial`, attributes of an object, variables of an enclosing function
+            (plain values count as such, all others by their kind).
     """
 
     kind = "reward function"
@@ -63,8 +66,9 @@ class Function(Verifier):
         chat: bool | None = None,
         version: str | None = None,
     ) -> None:
-        called = function
+        called, partials = function, []
         while isinstance(called, functools.partial):
+            partials.append(called)
             called = called.func
         self.name = getattr(called, "__name__", type(called).__name__)
         if any(map(inspect.iscoroutinefunction, (called, getattr(called, "__call__", None)))):  # noqa: B004
@@ -73,7 +77,7 @@ class Function(Verifier):
         chosen |= {"chat": None if chat is None else flag("chat", chat)}
         super().__init__({}, chosen | {"function": f"{_module(called)}.{_qualified(called)}"})
         self.function = function
-        self.version = version or _source_digest(called)
+        self.version = version or _source_digest(called) + _settings_digest(partials, called)
         self._distribution = _module(called).partition(".")[0]
         self._running: list[threading.Thread] = []
 
@@ -207,3 +211,38 @@ def _source_digest(called: Any) -> str:
     except (OSError, TypeError):
         return "unknown"
     return f"source {hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+def _settings_digest(partials: Sequence[functools.partial[Any]], called: Any) -> str:
+    """ ", settings " and twelve digits of the sha256 of what a function was made with; "" where that is nothing.
+
+    A digest, not the values: they may be secret, and records are published.
+    """
+    cells = getattr(called, "__closure__", None) or ()
+    names = called.__code__.co_freevars if cells else ()
+    owner = called.__self__ if inspect.ismethod(called) else called
+    own = {} if inspect.isfunction(owner) else dict(getattr(owner, "__dict__", {}))
+    values = [value for one in partials for value in (*one.args, *sorted(one.keywords.items()))]
+    values += [*sorted(own.items()), *((name, _content(cell)) for name, cell in zip(names, cells, strict=True))]
+    text = "\n".join(map(_told_apart, values))
+    return f", settings {hashlib.sha256(text.encode()).hexdigest()[:12]}" if values else ""
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that is not set yet
+        return None
+
+
+def _told_apart(value: Any) -> str:
+    """A plain value as JSON; a function by its name, anything else by its type."""
+    try:
+        return json.dumps(value, sort_keys=True, default=_kind)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, a list that holds itself
+        return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{_module(named)}.{_qualified(named)}"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Features
 
+    from hf_curate.rollouts.completions import Sampled as FromServer
     from hf_curate.rollouts.sample import Sampled
     from hf_curate.rollouts.server import ServerGenerator
 
@@ -45,18 +46,19 @@ class Rollouts(ModelScorer):
         seed (`int`, *optional*, defaults to 0): the random numbers of a row depend on it and on the prompt, not on the
             rows beside it.
         server (`ServerGenerator`, *optional*): an OpenAI-compatible server that samples instead of this process; there
-            are then texts and no token ids. `model` still names the policy and its tokenizer.
+            are then texts, and token ids with its token_ids=True, checked against the tokenizer. `model` still names
+            the policy and its tokenizer.
         revision, tokenizer, dtype, device, model_kwargs: as for `GraceScorer`.
         prompt, messages (`str`, *optional*): names of columns. Without them: `messages`, `conversations`, `prompt` or
             its aliases.
         batch_tokens (`int`, *optional*): rows times (prompt + new tokens) sampled side by side; changes memory and
             speed.
 
-    Adds `responses` (list of string), `response_ids` (list of lists of int32, with the end token; not with a server),
-    `rewards` (list of float32), `success_rate` and `learnability` (float32: p, the share of rewards above 0.5, and
-    p (1 - p)), `rollouts_outcomes` (list of "right", "wrong", "could not parse"), `rollouts_truncated` (int32) and
-    `rollouts_error` (string, "" where there are rollouts). Where the verifier fails on a row, its responses stay, and
-    rewards are null with the reason.
+    Adds `responses` (list of string), `response_ids` (list of lists of int32, with the end token; with a server where
+    it tells them), `rewards` (list of float32), `success_rate` and `learnability` (float32: p, the share of rewards
+    above 0.5, and p (1 - p)), `rollouts_outcomes` (list of "right", "wrong", "could not parse"), `rollouts_truncated`
+    (int32) and `rollouts_error` (string, "" where there are rollouts). Where the verifier fails on a row, its
+    responses stay, and rewards are null with the reason.
 
     Raises: `ModelError`, `ColumnsError`, `CurateError` for settings that cannot be sampled with, and `ScoreError` when
     a first batch of 8 rows or more fails entirely.
@@ -112,7 +114,7 @@ class Rollouts(ModelScorer):
         from datasets import Features, List, Value
 
         texts = {"responses": List(Value("string"))}
-        ids = {"response_ids": List(List(Value("int32")))} if self.server is None else {}
+        ids = {"response_ids": List(List(Value("int32")))} if self._has_ids else {}
         return Features(
             {
                 **texts,
@@ -130,6 +132,10 @@ class Rollouts(ModelScorer):
     def column(self) -> str:
         return "learnability"
 
+    @property
+    def _has_ids(self) -> bool:
+        return self.server is None or self.server.token_ids
+
     def settings(self) -> dict[str, Any]:
         return {
             "n": self.n,
@@ -144,7 +150,7 @@ class Rollouts(ModelScorer):
         }
 
     def record(self) -> dict[str, Any]:
-        return {**super().record(), "verifier": self.verifier.record()}
+        return {**super().record(), "verifier": self.verifier.record(), "columns": list(self.columns)}
 
     def call(self) -> str:
         server = "" if self.server is None else ", server=server"
@@ -153,10 +159,10 @@ class Rollouts(ModelScorer):
     def reads(self, names: Sequence[str]) -> list[str]:
         """The columns of the prompt and the gold answer; all of them for a reward function, which may look at
         anything, and where a gold column is missing, so that the error can say which could be meant."""
-        if self.server is not None and "response_ids" in names:
+        if not self._has_ids and "response_ids" in names:
             raise ColumnsError(
                 "the rows hold `response_ids`, a server gives texts alone, and scorers would read the old ids beside "
-                "the new rewards: dataset.remove_columns('response_ids')."
+                "the new rewards: dataset.remove_columns('response_ids'), or ServerGenerator(..., token_ids=True)."
             )
         golds, prompt = self.verifier.columns, self.reader.reads(names)
         if not golds or not set(golds) <= set(names):
@@ -225,16 +231,26 @@ class Rollouts(ModelScorer):
             max_tokens=self.max_new_tokens,
             seeds=[_server_seed(self.seed, problem) for problem in problems],
         )
-        return [
-            own if isinstance(own, RowError) else [_Response(one.text, None, one.finished) for one in own]
-            for own in found
-        ]
+        return [self._told(own, problem) for own, problem in zip(found, problems, strict=True)]
+
+    def _told(self, sampled: list[FromServer] | RowError, problem: Problem) -> list[_Response] | RowError:
+        """A server's responses to one prompt; with token ids only where these can be believed."""
+        if isinstance(sampled, RowError):
+            return sampled
+        if self._has_ids:
+            from hf_curate.rollouts.told import check_told
+
+            try:
+                check_told(sampled, problem.ids, self.reader.tokenizer)
+            except RowError as error:
+                return error
+        return [_Response(one.text, one.token_ids if self._has_ids else None, one.finished) for one in sampled]
 
     def _verified(self, row: Mapping[str, Any], responses: list[_Response]) -> dict[str, Any]:
         """The columns of one row. Responses stay where there are no rewards."""
         made: dict[str, Any] = dict.fromkeys(self.columns)
         made["responses"] = [response.text for response in responses]
-        if self.server is None:
+        if self._has_ids:
             made["response_ids"] = [response.ids for response in responses]
         made["rollouts_truncated"] = np.int32(sum(not response.finished for response in responses))
         try:
@@ -267,7 +283,7 @@ class Rollouts(ModelScorer):
 
 @dataclass(frozen=True)
 class _Response:
-    """One response: its text, its token ids (None from a server), and whether it ended by itself."""
+    """One response: its text, its token ids (None where a server tells none), and whether it ended by itself."""
 
     text: str
     ids: list[int] | None

@@ -18,10 +18,11 @@ from typing import Any
 
 from hf_curate.errors import CurateError, RowError
 from hf_curate.rollouts.completions import PATHS, Prompt, Sampled, Sampling
-from hf_curate.rollouts.verify import seconds
+from hf_curate.rollouts.verify import flag, seconds
 from hf_curate.rollouts.wire import Manners, UnreachableError, Wire, address, apart, is_loopback, together
 
 OWN_FIELDS = ("model", "messages", "prompt", "n", "temperature", "top_p", "max_tokens", "seed", "stream")
+TOKEN_IDS = "return_token_ids"
 EQUAL_ROWS = 8
 """Prompts whose responses have to be equal before that is worth a warning."""
 SAID = ("id", "owned_by", "root", "max_model_len")
@@ -43,8 +44,10 @@ class ServerGenerator:
             key; unset or `None`, none is sent.
         completions (`str`, *optional*, defaults to `"chat"`): "chat" asks with messages, which the server puts into
             its chat template; "text" lets a prompt of plain text be continued.
-        extra (`Mapping`, *optional*): further fields of each request, as JSON: {"return_token_ids": True} lets vLLM
-            tell token ids. They are part of the record.
+        token_ids (`bool`, *optional*, defaults to `False`): ask for the sampled token ids (`return_token_ids`, which
+            vLLM and SGLang know), so that nothing is tokenised again for the gradients. A prompt whose responses come
+            without them is "no token ids". The end token belongs to them where the server says so.
+        extra (`Mapping`, *optional*): further fields of each request, as JSON. They are part of the record.
 
     A server may go by the model's `generation_config` where a request says nothing of it (top_k, repetition penalty).
     vLLM leaves that out with `--generation-config vllm`. `transformers serve` even ignores the temperature unless
@@ -70,6 +73,7 @@ class ServerGenerator:
         retries: int = 5,
         api_key_env: str | None = "OPENAI_API_KEY",
         completions: str = "chat",
+        token_ids: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -79,6 +83,7 @@ class ServerGenerator:
         if completions not in PATHS:
             raise CurateError(f"completions={completions!r} is neither 'chat' nor 'text'.")
         self.model, self.completions, self.extra = model, completions, _fields(extra)
+        self.token_ids = flag("token_ids", token_ids)
         self.manners = Manners(
             base_url.rstrip("/"),
             api_key_env or None,
@@ -93,7 +98,7 @@ class ServerGenerator:
     def __repr__(self) -> str:
         more = "".join(
             f", {name}={self._arguments[name]!r}"
-            for name, default in (("completions", "chat"), ("extra", None))
+            for name, default in (("completions", "chat"), ("token_ids", False), ("extra", None))
             if self._arguments[name] != default
         )
         return f"ServerGenerator({self.manners.base_url!r}, {self.model!r}{more})"
@@ -133,6 +138,7 @@ class ServerGenerator:
             "base_url": f"{self._url.scheme}://{host}{self._url.path.rstrip('/')}",
             "model": _without_folders(self.model),
             "protocol": f"OpenAI {PATHS[self.completions]}",
+            "token_ids": self.token_ids,
             "extra": self.extra,
             "says": self._said,
         }
@@ -153,8 +159,8 @@ class ServerGenerator:
         server that gives fewer choices than asked is asked again, with a seed drawn from the prompt's.
 
         May be called from within a running event loop. RowError: "server refused" (statuses 400, 422 and the like),
-        "server failed" (after all retries), "server took out the reasoning". CurateError: statuses 401, 403, 404 and
-        redirects; no prompt could be sent at all.
+        "server failed" (after all retries), "server took out the reasoning", "no token ids". CurateError: statuses
+        401, 403, 404 and redirects; no prompt could be sent at all.
         """
         _check(n, temperature, top_p, max_tokens, len(prompts), len(seeds))
         for number, prompt in enumerate(prompts, 1):
@@ -162,11 +168,11 @@ class ServerGenerator:
         if not prompts:
             return []
         fields: dict[str, Any] = {"model": self.model, "temperature": temperature, "top_p": top_p}
-        fields |= {"max_tokens": max_tokens, **self.extra}
+        fields |= {"max_tokens": max_tokens, **({TOKEN_IDS: True} if self.token_ids else {}), **self.extra}
 
         async def work() -> list[list[Sampled] | RowError]:
             async with Wire(self.manners, self.key()) as wire:
-                sampling = Sampling(wire, self.completions, fields, 1 if temperature == 0 else n)
+                sampling = Sampling(wire, self.completions, fields, 1 if temperature == 0 else n, self.token_ids)
                 return await together([sampling.row(*pair) for pair in zip(prompts, seeds, strict=True)])
 
         found = apart(work)
@@ -234,6 +240,8 @@ def _fields(extra: Mapping[str, Any] | None) -> dict[str, Any]:
         raise CurateError(f"extra={extra!r} cannot be sent as JSON fields: {error}.") from None
     if own := [name for name in fields if name in OWN_FIELDS]:
         raise CurateError(f"extra holds {own[0]!r}, which is not to be set there: it is sent already, or not at all.")
+    if TOKEN_IDS in fields:
+        raise CurateError(f"extra holds {TOKEN_IDS!r}, whose answers would be dropped: token_ids=True keeps them.")
     return fields
 
 

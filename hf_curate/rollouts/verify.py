@@ -37,6 +37,7 @@ _HOMES = {
     "exact": "checkers.Exact",
     "math": "mathematics.Mathematics",
 }
+NAMES = tuple(_HOMES)
 
 
 @dataclass(frozen=True)
@@ -190,18 +191,28 @@ def verifier(name: str | Callable[..., Any], **options: Any) -> Verifier:
     if isinstance(name, str):
         if name not in _HOMES:
             raise CurateError(f"no verifier is called {name!r}. {_near(name, list(_HOMES), 'They are')}")
-        home, _, kind = _HOMES[name].partition(".")
+        make = _maker(_HOMES[name])
     elif callable(name) and not isinstance(name, type):
-        home, kind = "functions", "Function"
+        make = _maker("functions.Function")
     else:
         raise CurateError(f"{name!r} is no verifier: give one of {listed(list(_HOMES))}, or a reward function.")
-    make = getattr(import_module(f"hf_curate.rollouts.{home}"), kind)
     known = [option for option in inspect.signature(make).parameters if option != "function"]
     for option in options:
         if option not in known:
             whose = repr(name) if isinstance(name, str) else "of a reward function"
             raise CurateError(f"verifier {whose} has no option {option!r}. {_near(option, known, 'Its options are')}")
     return make(**options) if isinstance(name, str) else make(name, **options)
+
+
+def option_types(name: str) -> dict[str, str]:
+    """The options of a named verifier, with their types as the code writes them ("str", "float", ...)."""
+    parameters = inspect.signature(_maker(_HOMES[name])).parameters
+    return {option: str(parameter.annotation) for option, parameter in parameters.items()}
+
+
+def _maker(home: str) -> Callable[..., Verifier]:
+    module, _, kind = home.partition(".")
+    return getattr(import_module(f"hf_curate.rollouts.{module}"), kind)
 
 
 def same_number(completions: Sequence[str], rows: Sequence[Row]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class AlignScorer(DirectedScorer):
     """Scores problems by the cosine of their policy gradient with the pool's mean. Fit it on the pool first.
 
-    Args: as for `GradAlignScorer`, without `validation` and `statistic`.
+    Args: as for `GradAlignScorer`, without `validation` and `statistic`. An `OnlineSelector` fits it on each chunk.
 
     Adds `align_score` (float32) and `align_error` (string, "" when scored). A problem without signal scores exactly
     0.0.
@@ -40,7 +40,7 @@ class AlignScorer(DirectedScorer):
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         *,
         rollouts: Any = None,
         parameters: str = "all",

@@ -89,6 +89,12 @@ class Scorer(ABC):
     batch_rows: int = 256
     """Rows that `score` hands over at a time; what is batched for the model is decided within them."""
 
+    rolled_by: Mapping[str, Any] | None = None
+    """The record of what made the rollouts in the rows, where an earlier run made them; for the record alone."""
+
+    keep: Callable[[Any, Scorer], Any] | None = None
+    """Set by `score` while it keeps a run in a folder: scores a dataset with another scorer, and keeps that too."""
+
     def expect(self, dataset: Any) -> None:  # noqa: B027
         """Called by `score` with the whole pool before anything is computed: what a fit on it will be called becomes
         part of the identity."""
@@ -99,6 +105,10 @@ class Scorer(ABC):
 
     def prepare(self, dataset: Any) -> None:  # noqa: B027
         """Called by `score` with the whole pool, before the first row: scorers that are fitted on it do it here."""
+
+    def goes_on(self, rows: int, failed: int) -> None:
+        """Called by `score` before it goes on with a run: so many rows were scored by then, and so many failed."""
+        self._seen, self._failed = rows, failed
 
     def reads(self, names: Sequence[str]) -> list[str]:
         """Those of a dataset's columns that scoring looks at; all of them unless a subclass knows better."""
@@ -136,6 +146,7 @@ class Scorer(ABC):
             "settings": what["settings"],
             "model": model,
             "call": self.call(),
+            **({} if self.rolled_by is None else {"rollouts": dict(self.rolled_by)}),
         }
 
     def call(self) -> str:

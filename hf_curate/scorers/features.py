@@ -171,6 +171,7 @@ class FeatureStore:
         from safetensors.torch import load_file
 
         folder = fitted.path
+        assert folder is not None  # features are files
         index = read_index(folder)
         self.fitted, self.folder, self.record = fitted, folder, index["record"]
         if fitted.sha256 is not None and file_digest(folder / INDEX) != fitted.sha256:

@@ -51,9 +51,13 @@ def check_pool(dataset: Any) -> None:
 
 
 def read_groups(reader: GroupReader, dataset: Any, what: str) -> Iterator[Group | RowError]:
-    """The rows of a dataset as groups, one at a time, with a progress bar."""
+    """The rows of a dataset as groups, one at a time, with a progress bar. Anything else gives groups that were read
+    before."""
     from tqdm.auto import tqdm
 
+    if not hasattr(dataset, "select_columns"):
+        yield from dataset
+        return
     names = reader.reads(dataset.column_names)
     for row in tqdm(dataset.select_columns(names).with_format(None), desc=what, unit="row"):
         yield reader.read(row)
@@ -82,6 +86,13 @@ class Counts:
         if not has_signal(item.rewards):
             self.right += bool(item.rewards[0] > self.correct_above)
             self.wrong += not item.rewards[0] > self.correct_above
+
+    def add(self, other: Counts) -> None:
+        """The rows that another process has seen."""
+        self.reasons.update(other.reasons)
+        self.all, self.with_signal = self.all + other.all, self.with_signal + other.with_signal
+        self.rollouts += other.rollouts
+        self.right, self.wrong = self.right + other.right, self.wrong + other.wrong
 
     def record(self) -> dict[str, Any]:
         """As JSON. Raises DirectionError if no row could be read."""

@@ -71,13 +71,15 @@ class GradAlignScorer(DirectedScorer):
 
     Args:
         model (`str`, `Path` or `PreTrainedModel`): Hub id ("org/name" or "org/name@revision"), folder (also a PEFT
-            adapter folder), or a live causal LM together with `tokenizer`: the policy that sampled the rollouts.
+            adapter folder), or a live causal LM together with `tokenizer`: the policy that sampled the rollouts. None
+            for an `OnlineSelector`, which brings the policy in training and samples for both sets of problems.
         validation (`Dataset`, *optional*): trusted problems with their own responses and rewards, in columns of the
             same names. Its mean gradient is computed before the first row is scored, and kept in the Hugging Face
             cache.
         direction (`str` or `Path`, *optional*): a direction file that `fit` wrote, instead of `validation`.
         parameters (`str`, *optional*, defaults to `"all"`): "all" (as the authors), "linear" (every linear layer but
-            the LM head), "adapters" (of a PEFT model), or a regular expression for parameter names.
+            the LM head), "adapters" (of a PEFT model), or a regular expression for parameter names. In a selector
+            those of the set that are trained: with an adapter "all" are the adapter's.
         statistic (`str`, *optional*, defaults to `"cosine"`): "cosine", "dot" (inner product), "t" (its ratio to its
             standard error) or "corr" (correlation of rewards and products); the last two are null for fewer than 3
             rollouts. Measured: see the README on what they reward beside direction.
@@ -114,7 +116,7 @@ class GradAlignScorer(DirectedScorer):
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         validation: Any = None,
         direction: str | Path | None = None,
         *,

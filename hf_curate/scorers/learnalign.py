@@ -9,19 +9,20 @@ passes over the data, one for mean_j z_j and one for the scores) or by a seeded 
 features kept). Its advantages are divided by the rewards' standard deviation and its objective has a KL term: both
 vanish here, the first in the cosine, the second because the policy is its own reference. Its rewards are 0 or 1; of
 others a rollout counts as correct above `correct_above`. The paper's rollouts (8 at temperature 1.0) come from a
-policy that was warmed up by GRPO on a random part of the pool: here they are taken as they are. The authors' released
-code was not compared with their text.
+policy that was warmed up by GRPO on a random part of the pool, as `warmed_up` makes one; without it rollouts are taken
+as they are. The authors' released code was not compared with their text.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.errors import DirectionError, RowError
+from hf_curate.errors import CurateError, DirectionError, RowError
 from hf_curate.models import evaluating
 from hf_curate.scorers.checks import checked_count, checked_number, checked_seed
 from hf_curate.scorers.fitting import Counts, advantages, has_signal, read_groups
@@ -87,7 +88,7 @@ class LearnAlignScorer(DirectedScorer):
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         projection_dim: int | None = None,
         *,
         rollouts: Any = None,
@@ -114,6 +115,7 @@ class LearnAlignScorer(DirectedScorer):
         self.correct_above = checked_number(correct_above, "correct_above")
         self.seed = checked_seed(seed)
         self._features: FeatureStore | None = None
+        self._warned = False
         self._take_direction(direction)
 
     @property
@@ -144,6 +146,13 @@ class LearnAlignScorer(DirectedScorer):
     def record(self) -> dict[str, Any]:
         return {**super().record(), "zero_without_signal": "0 < p < 1"}
 
+    def _check_awaits(self) -> None:
+        if self.projection_dim is not None:
+            raise DirectionError(
+                f"projection_dim={self.projection_dim} keeps features as files, and those of a policy in training are "
+                "of use for one round: leave it away (None) in a selector."
+            )
+
     def learnability(self, rewards: np.ndarray) -> float:
         p = success_rate(rewards, self.correct_above)
         return p * (1.0 - p)
@@ -166,6 +175,22 @@ class LearnAlignScorer(DirectedScorer):
             return 0.0
         assert found.dot is not None
         return found.dot / found.squared_norm**0.5
+
+    def _before_load(self) -> None:
+        """Once per scorer, in the user's process: workers are silent. A live policy may be in training now."""
+        from multiprocess import parent_process  # type: ignore[import-untyped]
+
+        known = self.source.live is not None or self.source.warm_up is not None
+        if self._warned or known or parent_process() is not None:
+            return
+        self._warned = True
+        warnings.warn(
+            "LearnAlign's authors take rollouts and gradients of a policy that was warmed up by GRPO on some hundred "
+            "problems of the pool; no warm-up of this one is recorded, and its records will say so. See "
+            "LearnAlignScorer.warmed_up.",
+            UserWarning,
+            stacklevel=6,
+        )
 
     # -- exact: the mean of z_j as a direction ------------------------------------------------------------------------
 
@@ -253,3 +278,87 @@ class LearnAlignScorer(DirectedScorer):
             self._check_model(store.record)
             self._features, self._weights = store, self._mark()
         return self._features.product(self, group, rank)
+
+    # -- around it ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def warmed_up(
+        cls,
+        model: Any,
+        dataset: Any,
+        verifier: Any,
+        problems: int = 300,
+        seed: int = 0,
+        *,
+        out: str | Path,
+        n: int = 8,
+        temperature: float = 1.0,
+        max_new_tokens: int = 1024,
+        method: str | None = None,
+        learning_rate: float = 1e-6,
+        beta: float = 0.04,
+        clip: float = 0.2,
+        updates: int = 1,
+        batch_problems: int = 8,
+        **arguments: Any,
+    ) -> LearnAlignScorer:
+        """A scorer on a copy of the policy that was trained briefly by GRPO on random problems, and samples with it.
+
+        Its `rollouts` are the warmed-up policy's own, by the same protocol and verifier: `score(dataset, scorer)` is
+        the whole method. The training is TRL's (needs `hf_curate[trl]`).
+
+        Args:
+            model: Hub id, folder or live model, as for the scorer.
+            dataset: the pool, with prompts and what the verifier reads, and without rollouts.
+            verifier: as for `Rollouts`.
+            problems: rows to train on, drawn with `seed` (the authors: 300 of GSM8K, 1000 of DAPO-MATH-17K); those
+                that cannot be read are left out. All, with a warning, where the pool has fewer.
+            seed: of the draw, the training, the rollouts and the projection.
+            out: folder for the warmed-up weights (safetensors), the tokenizer and the record of the training.
+            n, temperature, max_new_tokens: of the rollouts, in the training and afterwards.
+            method: "lora" (rank 8, alpha 32, all linear layers; needs peft) or "full". None: "full" under 10 M
+                parameters.
+            learning_rate: of AdamW; constant, with the gradient norm clipped at 1.
+            beta: KL coefficient, with the policy before the training as reference; 0 is without one.
+            clip: how far the ratio of probabilities may go from 1. At the first update from a batch of rollouts it is
+                1, so this takes effect from `updates` = 2 on.
+            updates: from the same rollouts.
+            batch_problems: problems of an update, at most. One epoch: the problems are shuffled and cut into batches
+                of equal size; where that does not come out even, the last is filled up with problems of the first.
+            arguments: of the scorer; those that `Rollouts` has too hold for both, but for `batch_tokens`.
+
+        The rows trained on stay in the pool, and are not counted in a budget.
+        """
+        from hf_curate.rollouts.rollouts import Rollouts
+        from hf_curate.scorers.grpo import Recipe
+        from hf_curate.scorers.policy_warm_up import warm_up_policy
+
+        if arguments.get("rollouts") is not None:
+            raise CurateError(
+                "rollouts= samples with the policy before its warm-up: leave it away, and give n=, temperature= and "
+                "max_new_tokens= here."
+            )
+        recipe = Recipe(
+            problems=problems,
+            seed=seed,
+            n=n,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            method=method,
+            learning_rate=learning_rate,
+            beta=beta,
+            clip=clip,
+            updates=updates,
+            batch_problems=batch_problems,
+        )
+        protocol = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+        alike = ("prompt", "messages", "dtype", "device", "model_kwargs")
+
+        def on(policy: Any, judge: Any, own: Mapping[str, Any]) -> LearnAlignScorer:
+            shared = {name: own[name] for name in (*alike, "revision", "tokenizer") if name in own}
+            return cls(policy, rollouts=Rollouts(policy, judge, n, **protocol, **shared), seed=seed, **own)
+
+        base = on(model, verifier, arguments)
+        warm_up_policy(base, dataset, Path(out), recipe)
+        keep = {name: value for name, value in arguments.items() if name not in ("revision", "tokenizer")}
+        return on(Path(out), base.rollouts.verifier, keep)

@@ -46,7 +46,7 @@ class ModelScorer(Scorer):
     def _take(self, given: Mapping[str, Any]) -> None:
         """The constructor's arguments: kept for pickles, and those that say which model and where."""
         self._arguments = {name: value for name, value in given.items() if name not in ("self", "__class__")}
-        self.source = ModelSource.of(given["model"], given["revision"])
+        self.source = self._source_of(given)
         self.dtype, self.device = given["dtype"], given["device"]
         self.model_kwargs = dict(given["model_kwargs"] or {})
         self.batch_tokens = given["batch_tokens"]
@@ -57,6 +57,9 @@ class ModelScorer(Scorer):
         self._loaded: LanguageModel | None = None
         self._on_disk: str | None = None  # digest of the folder that was loaded
         self._warned_unknown = False
+
+    def _source_of(self, given: Mapping[str, Any]) -> ModelSource:
+        return ModelSource.of(given["model"], given["revision"])
 
     # -- what a Scorer answers ----------------------------------------------------------------------------------------
 
@@ -85,7 +88,11 @@ class ModelScorer(Scorer):
         """The arguments that differ from their defaults; a folder by its name, a live model as a variable."""
         defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
         given = {n: v for n, v in self._arguments.items() if n not in self.placing and v != defaults[n]}
-        names = {"live": "model, tokenizer=tokenizer", "folder": repr(f"./{self.source.label}")}
+        names = {
+            "live": "model, tokenizer=tokenizer",
+            "awaited": "model=None",
+            "folder": repr(f"./{self.source.label}"),
+        }
         parts = [names.get(self.source.kind, repr(self.source.label))]
         parts += [f"revision={self.source.commit!r}"] if self.source.commit else []
         parts += ["tokenizer=tokenizer"] if self._arguments["tokenizer"] is not None and not self.source.live else []

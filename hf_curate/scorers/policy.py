@@ -10,12 +10,12 @@ import hashlib
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_curate.errors import ColumnsError, DirectionError, RowError, ScoreError
+from hf_curate.errors import ColumnsError, DirectionError, NoSignalError, RowError, ScoreError
 from hf_curate.groups import CORRECT_ABOVE, detect_group_columns
 from hf_curate.models import evaluating
 from hf_curate.scorers.base import which_weights
@@ -31,9 +31,10 @@ from hf_curate.scorers.fitting import (
     rows_digest,
 )
 from hf_curate.scorers.groups import Group, GroupReader
+from hf_curate.scorers.in_training import Awaited, policy_record, trained
 from hf_curate.scorers.model import ModelScorer
 from hf_curate.sources import public_name
-from hf_curate.weights import folder_digest
+from hf_curate.weights import ModelSource, folder_digest
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hf_curate")
 Self = TypeVar("Self", bound="DirectedScorer")
+Together = Callable[["Direction", Counts], None]
 
 COLUMNS = ("prompt", "messages", "responses", "response_ids", "rewards")
 KEPT_VALUES = 40
@@ -74,6 +76,7 @@ class PolicyScorer(ModelScorer):
         if self.rollouts is not None and not hasattr(self.rollouts, "score_rows"):
             raise ScoreError(f"rollouts= is a {type(self.rollouts).__name__}: pass a Rollouts(model, verifier, ...).")
         self._chosen: tuple[LanguageModel, dict[str, nn.Parameter]] | None = None
+        self._trained = False  # of the set, only the parameters that are being trained
 
     @property
     @abstractmethod
@@ -91,6 +94,7 @@ class PolicyScorer(ModelScorer):
         made = {} if self.rollouts is None else {"rollouts": self.rollouts.identity}
         return {
             **made,
+            **({"trained": True} if self._trained else {}),
             "parameters": self.parameters,
             "model_kwargs": self.model_kwargs_record,
             **self.reader.settings(),
@@ -101,7 +105,7 @@ class PolicyScorer(ModelScorer):
         from hf_curate.gradients.parameters import parameters_of
 
         if self._chosen is None or self._chosen[0] is not model:
-            self._chosen = (model, parameters_of(model.model, self.parameters))
+            self._chosen = (model, (trained if self._trained else parameters_of)(model.model, self.parameters))
         return self._chosen[1]
 
     def record(self) -> dict[str, Any]:
@@ -141,6 +145,8 @@ class PolicyScorer(ModelScorer):
         """The dataset with rollouts, made if it lacks them."""
         if not self._makes(dataset.column_names):
             return dataset
+        if self.keep is not None:
+            return self.keep(dataset, self.rollouts)
         return dataset.map(
             self.rollouts,
             batched=True,
@@ -205,10 +211,11 @@ class PolicyScorer(ModelScorer):
 class Fitted:
     """Where a fitted direction (a file, or a folder of features) lies, and which one it must be.
 
-    key: sha256 of all that it was made from, known before it is made; sha256: of the file (of a folder's index).
+    path: None for one that is kept in memory alone; key: sha256 of all that it was made from, known before it is made;
+    sha256: of the file (of a folder's index).
     """
 
-    path: Path
+    path: Path | None
     key: str | None = None
     sha256: str | None = None
 
@@ -234,6 +241,13 @@ class DirectedScorer(PolicyScorer):
         self._at_hand: tuple[LanguageModel, dict[str, torch.Tensor], float] | None = None
         self._weights: Any = None  # the mark of the model's weights when the direction was checked
         self._record: dict[str, Any] | None = None
+        self._policy: dict[str, Any] | None = None  # the record of the policy that the scorer is bound to
+
+    def _source_of(self, given: Mapping[str, Any]) -> ModelSource:
+        return Awaited(type(self).__name__) if given["model"] is None else super()._source_of(given)
+
+    def model_record(self) -> dict[str, Any]:
+        return super().model_record() if self._policy is None else self._policy
 
     def _take_direction(self, direction: Any) -> None:
         """A file (or folder) that an earlier fit wrote: it must be there, and must not change."""
@@ -297,8 +311,9 @@ class DirectedScorer(PolicyScorer):
 
     def direction_record(self) -> dict[str, Any] | None:
         """What the fitted direction says of itself; None before it is fitted."""
-        if self._record is None and self.fitted is not None and self.fitted.path.exists():
-            self._record = self._record_at(self.fitted.path)
+        path = None if self.fitted is None else self.fitted.path
+        if self._record is None and path is not None and path.exists():
+            self._record = self._record_at(path)
         return self._record
 
     def _fit_key(self, dataset: Any) -> str:
@@ -377,17 +392,26 @@ class DirectedScorer(PolicyScorer):
         return True
 
     def _make(self, dataset: Any, path: Path, key: str, said: Mapping[str, Any]) -> None:
+        direction = self._computed(dataset, key, said)
+        direction.save(path)
+        rows, size = direction.record["rows"]["in"], path.stat().st_size / 1e6
+        logger.info("direction of %s rows -> %s (%.0f MB)", f"{rows:,}", path, size)
+
+    def _computed(
+        self, dataset: Any, key: str, said: Mapping[str, Any], together: Together | None = None
+    ) -> Direction:
+        """The direction with its record, of a dataset or of groups."""
         model = self.load()
         parameters, seen = self.chosen(model), Counts(self.correct_above)
         with evaluating(model.model):
             direction = self._mean(model, parameters, dataset, seen)
+        if together is not None:
+            together(direction, seen)
         counts, norm = seen.record(), direction.norm
         if norm == 0.0 or not counts["with_signal"]:
-            raise DirectionError(no_signal(self.kind, counts))
+            raise NoSignalError(no_signal(self.kind, counts))
         direction.record = {**self._describe(key, counts, parameters), **said, "norm": norm}
-        direction.save(path)
-        size = path.stat().st_size / 1e6
-        logger.info("direction of %s rows -> %s (%.0f MB)", f"{counts['in']:,}", path, size)
+        return direction
 
     def _describe(self, key: str, counts: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -408,6 +432,64 @@ class DirectedScorer(PolicyScorer):
         """The direction: the mean gradient, unless a subclass means something else."""
         what = f"fitting the {self.kind}"
         return mean_gradient(self.reader, model, parameters, dataset, what, counts, self.token_limit(model))
+
+    # -- on a policy in training --------------------------------------------------------------------------------------
+
+    def bound_to(self: Self, policy: LanguageModel) -> Self:
+        """This scorer, made without a model, on a live policy as it is now: over those parameters of its set that are
+        trained (`requires_grad`), which for an adapter are the adapter's. Its direction is `fit_groups`'s."""
+        if not isinstance(self.source, Awaited):
+            raise ScoreError(
+                f"this {type(self).__name__} has a model of its own ({self.source.label}), and a selector scores with "
+                f"the policy in training: make it without one, {type(self).__name__}(...)."
+            )
+        for name in ("direction", "rollouts", "tokenizer", "revision", "dtype", "device", "model_kwargs"):
+            if self._arguments.get(name) is not None:
+                raise ScoreError(
+                    f"{type(self).__name__}({name}=...) does not fit the policy in training, which changes and has "
+                    f"its own: leave {name}= away; a selector samples by its own settings."
+                )
+        self._check_awaits()
+        arguments = {**self._arguments, "model": policy.model, "tokenizer": policy.tokenizer}
+        bound = type(self)(**arguments)
+        bound._loaded, bound._trained, bound._policy = policy, True, policy_record(policy)
+        bound.chosen(policy)
+        return bound
+
+    def _check_awaits(self) -> None:
+        """Raises for settings that need a direction as files."""
+
+    def fit_groups(
+        self: Self, groups: Iterable[Group | RowError], what: Mapping[str, Any], together: Together | None = None
+    ) -> Self:
+        """The direction of groups that are at hand, in memory, for the weights as they are now; returns the scorer.
+
+        Args:
+            groups: read before, for the tokenizer of this model.
+            what: JSON that names them (a round and how it was sampled), for the record and for the direction's key.
+            together: makes a direction and its counts those of all processes, each of which has a part of the groups.
+
+        Raises:
+            NoSignalError: no problem has a signal.
+        """
+        made_of = {
+            "kind": self.kind,
+            "algorithm_version": self.algorithm_version,
+            "model": which_weights(self.model_record()),
+            "settings": self._fit_settings(),
+            "what": dict(what),
+        }
+        key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+        direction = self._computed(groups, key, what, together)
+        model = self.load()
+        self._at_hand = (model, direction.beside(self.chosen(model)), direction.record["norm"])
+        self._weights, self._record, self._implicit = self._mark(), direction.record, False
+        self.fitted = Fitted(None, key)
+        return self
+
+    def score_groups(self, groups: Iterable[Group | RowError]) -> list[dict[str, Any] | RowError]:
+        """As `score_rows`, of groups that were read before."""
+        return [self._result(item, None) for item in groups]
 
     # -- using it -----------------------------------------------------------------------------------------------------
 
@@ -434,13 +516,19 @@ class DirectedScorer(PolicyScorer):
         from hf_curate.gradients.directions import Direction, file_digest
 
         fitted = self.need_fit()
-        if fitted.sha256 is not None and fitted.path.is_file() and file_digest(fitted.path) != fitted.sha256:
-            raise DirectionError(f"{fitted.path.name!r} has changed since the scorer was made: make the scorer again.")
-        direction = Direction.load(fitted.path)
+        path = fitted.path
+        if path is None:
+            raise DirectionError(
+                "the direction was kept in memory for the weights of its fit, and these have changed since, or the "
+                "scorer has travelled: fit it again."
+            )
+        if fitted.sha256 is not None and path.is_file() and file_digest(path) != fitted.sha256:
+            raise DirectionError(f"{path.name!r} has changed since the scorer was made: make the scorer again.")
+        direction = Direction.load(path)
         if fitted.key is not None and direction.record.get("key") != fitted.key:
-            raise DirectionError(f"{fitted.path.name!r} has changed since the scorer was fitted: fit it again.")
+            raise DirectionError(f"{path.name!r} has changed since the scorer was fitted: fit it again.")
         self._check_kind(direction.record)
-        direction.check(self.chosen(model), f"the direction {fitted.path.name!r}")
+        direction.check(self.chosen(model), f"the direction {path.name!r}")
         self._check_model(direction.record)
         return direction.beside(self.chosen(model))
 

@@ -22,6 +22,7 @@ from hf_curate.weights import WARM_UP_FILE
 
 if TYPE_CHECKING:
     from hf_curate.scorers.grace import GraceScorer
+    from hf_curate.scorers.model import ModelScorer
 
 logger = logging.getLogger("hf_curate")
 
@@ -45,7 +46,9 @@ def warm_up(
     batch_rows: int,
 ) -> None:
     """Trains a copy of the scorer's model and writes weights, tokenizer and `hf_curate_warm_up.json` to `out`."""
-    _check(scorer, out, fraction, method)
+    if not 0.0 < fraction <= 1.0:
+        raise CurateError(f"fraction={fraction} must be above 0 and at most 1 (the authors use 0.05).")
+    check_copy(scorer, out, method)
     _check_training(learning_rate, epochs, batch_rows)
     shuffled = np.random.default_rng([seed, WARM_UP_STREAM]).permutation(len(dataset))
     chosen = shuffled[: math.ceil(fraction * len(dataset))]
@@ -55,12 +58,8 @@ def warm_up(
         raise ScoreError(
             f"none of the {len(read)} rows drawn for the warm-up can be read: {read[0] if read else 'no rows'}"
         )
-    loaded = _trainable_copy(scorer)
-    size = sum(p.numel() for p in loaded.model.parameters())
-    method = method or ("full" if size < TINY else "lora")
-    if method == "full" and "bfloat16" in str(loaded.model.dtype):
-        loaded = _widened(loaded)
-    model, settings = _with_lora(loaded, scorer.source.commit) if method == "lora" else (loaded.model, {})
+    loaded, method = trainable_copy(scorer, method)
+    model, settings = with_lora(loaded, scorer.source.commit, seed) if method == "lora" else (loaded.model, {})
     losses = _train(model, loaded, examples, seed, learning_rate, epochs, batch_rows)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
@@ -86,9 +85,8 @@ def warm_up(
     (out / WARM_UP_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(scorer: GraceScorer, out: Path, fraction: float, method: str | None) -> None:
-    if not 0.0 < fraction <= 1.0:
-        raise CurateError(f"fraction={fraction} must be above 0 and at most 1 (the authors use 0.05).")
+def check_copy(scorer: ModelScorer, out: Path, method: str | None) -> None:
+    """Raises where no copy of the scorer's model can be trained by this method, or not be saved in `out`."""
     if method not in (None, "lora", "full"):
         raise CurateError(f"method={method!r} is not 'lora' or 'full'.")
     source = scorer.source
@@ -113,7 +111,9 @@ def _check_training(learning_rate: float, epochs: int, batch_rows: int) -> None:
         )
 
 
-def _trainable_copy(scorer: GraceScorer) -> LanguageModel:
+def trainable_copy(scorer: ModelScorer, method: str | None) -> tuple[LanguageModel, str]:
+    """A copy of the scorer's model in a dtype that can be trained by the method, and that method, chosen by size where
+    none is given."""
     import copy
 
     import torch
@@ -124,9 +124,15 @@ def _trainable_copy(scorer: GraceScorer) -> LanguageModel:
     loaded = load_model(scorer.source, scorer.reader.tokenizer, **arguments)
     if scorer.source.live is not None:
         loaded = prepared(copy.deepcopy(loaded.model), loaded.tokenizer, loaded.device)
-    if loaded.model.dtype == torch.float16:
+    method = method or ("full" if size_of(loaded) < TINY else "lora")
+    if loaded.model.dtype == torch.float16 or (method == "full" and loaded.model.dtype == torch.bfloat16):
         loaded = _widened(loaded)
-    return loaded
+    return loaded, method
+
+
+def size_of(loaded: LanguageModel) -> int:
+    """Parameters of the model."""
+    return sum(parameter.numel() for parameter in loaded.model.parameters())
 
 
 def _widened(loaded: LanguageModel) -> LanguageModel:
@@ -136,13 +142,18 @@ def _widened(loaded: LanguageModel) -> LanguageModel:
     return prepared(loaded.model.float(), loaded.tokenizer, loaded.device)
 
 
-def _with_lora(loaded: LanguageModel, commit: str | None) -> tuple[Any, dict[str, Any]]:
+def with_lora(loaded: LanguageModel, commit: str | None, seed: int) -> tuple[Any, dict[str, Any]]:
+    """The model with an untrained LoRA adapter, whose random half is drawn with `seed`, and what the record says."""
+    import torch
+
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingPackageError("peft", "peft", "a LoRA warm-up") from error
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
-    model = get_peft_model(loaded.model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(loaded.model, config)
     model.peft_config["default"].revision = commit  # so that the adapter loads onto this base and no later one
     return model, {"lora": {"r": 8, "alpha": 32, "target_modules": "all-linear"}}
 

@@ -536,6 +536,86 @@ def test_old_token_ids_do_not_stay_beside_a_server_s_responses(loopback: OpenAIL
     assert all("|" in text for texts in fresh["responses"] for text in texts)
 
 
+def tells(loopback: OpenAILoopback, **changes: Any) -> ServerGenerator:
+    """A server whose response k is a line of arithmetic and "#k", with the demo tokenizer's ids and the end token."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+
+    def choice(plain: dict[str, Any]) -> dict[str, Any]:
+        said = f"1+1=2\n#{plain['index']}"
+        told = {"text": said, "token_ids": [*tokenizer(said)["input_ids"], tokenizer.eos_token_id]}
+        return {**plain, **told, **{name: change(told) for name, change in changes.items()}}
+
+    loopback.choice = choice
+    return ServerGenerator(loopback.url, "small", completions="text", token_ids=True)
+
+
+def test_token_ids_of_a_server_are_a_column_that_scorers_and_reward_functions_read(
+    loopback: OpenAILoopback, eos: int
+) -> None:
+    seen: list[Any] = []
+
+    def judge(completions: list[str], completion_ids: Any, **_: Any) -> list[float]:
+        seen.append(completion_ids)
+        return [float(text.endswith("1")) for text in completions]
+
+    made = roller(judge, server=tells(loopback), n=2)
+    data = problems(3)
+    found = rolled(data, made)
+    assert dict(found.features) == {"prompt": Value("string"), "answer": Value("string"), **COLUMNS}
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    for row in found:
+        assert row["responses"] == ["1+1=2\n#0", "1+1=2\n#1"]
+        assert row["response_ids"] == [[*tokenizer(text)["input_ids"], eos] for text in row["responses"]]
+    assert seen == found["response_ids"][:]
+    group = GroupReader(made.source, dict.fromkeys(("prompt", "messages", "responses", "response_ids", "rewards")))
+    read = group.read(found[0])
+    assert [one.input_ids[one.start :] for one in read.rollouts] == found[0]["response_ids"]
+    old = rolled(data, roller())
+    assert rolled(old, made)["response_ids"][:] == found["response_ids"][:], "old ids are replaced"
+    texts_alone = ServerGenerator(loopback.url, "small", completions="text")
+    assert made.identity != roller(made.verifier, server=texts_alone, n=2).identity
+
+
+STRANGE: list[tuple[dict[str, Callable[..., Any]], str]] = [
+    ({"token_ids": lambda told: [3, 20]}, "unknown token id: response 1 holds id 20, the tokenizer knows 0 to 19"),
+    ({"token_ids": lambda told: [-1]}, "unknown token id: response 1 holds id -1"),
+    (
+        {"token_ids": lambda told: told["token_ids"][1:]},
+        "token ids and text differ: response 1 is '1+1=2\\n#0', its ids say '+1=2\\n#0'",
+    ),
+    ({"text": lambda told: "2+2=4"}, "token ids and text differ: response 1 is '2+2=4', its ids say '1+1=2"),
+    ({"token_ids": lambda told: None}, "no token ids: a choice of 2 came without its `token_ids`"),
+    ({"prompt_token_ids": lambda told: [1, 2, 3]}, "prompts differ: the server read 3 tokens, here there are "),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), STRANGE, ids=[reason[:40] for _, reason in STRANGE])
+def test_token_ids_that_cannot_be_those_of_the_text_are_a_null_with_the_reason(
+    loopback: OpenAILoopback, changes: dict[str, Any], reason: str
+) -> None:
+    found = roller(server=tells(loopback, **changes), n=2)(problem_rows(1)[0])
+    assert found["rollouts_error"].startswith(reason)
+    assert all(found[name] is None for name in COLUMNS if name != "rollouts_error")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: f" {told['text']}\n",
+        lambda told: f"{told['text']}<eos>",
+        lambda told: f"{told['text']}\N{REPLACEMENT CHARACTER}",
+    ],
+    ids=["white space", "special tokens", "half a character"],
+)
+def test_a_text_may_differ_from_its_ids_by_what_servers_do_to_texts(loopback: OpenAILoopback, change: Any) -> None:
+    row = problem_rows(1)[0]
+    prompt = AutoTokenizer.from_pretrained(MODEL)(row["prompt"])["input_ids"]
+    server = tells(loopback, text=change, prompt_token_ids=lambda told: prompt)
+    found = roller(server=server, n=2)(row)
+    assert found["rollouts_error"] == ""
+    assert found["responses"][0] == change({"text": "1+1=2\n#0"})
+
+
 def test_a_server_that_refuses_one_prompt_costs_that_row_alone(loopback: OpenAILoopback) -> None:
     from openai_loopback import Fault
 
@@ -544,6 +624,44 @@ def test_a_server_that_refuses_one_prompt_costs_that_row_alone(loopback: OpenAIL
     found = rolled(Dataset.from_list(rows), roller(server=ServerGenerator(loopback.url, "small", completions="text")))
     assert found["rollouts_error"][:] == ["", "server refused: status 400: too long", ""]
     assert found["responses"][1] is None
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "server failed: status 429": {"status": 429},
+    "server failed: status 500: boom": {"status": 500, "body": b"boom"},
+    "server failed: its answer is no JSON: '<html>'": {"body": b"<html>"},
+    "server failed: its answer holds no choices: {}": {},
+    "server failed: RemoteProtocolError": {"body": b'{"choices": [', "cut": True},
+}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_a_server_that_fails_one_prompt_for_good_costs_that_row_alone(loopback: OpenAILoopback, reason: str) -> None:
+    from openai_loopback import Fault
+
+    rows = problem_rows(3)
+    loopback.faults[rows[1]["prompt"]] = [Fault(**FAULTS[reason])]
+    server = ServerGenerator(loopback.url, "small", completions="text", retries=0)
+    found = rolled(Dataset.from_list(rows), roller(server=server))
+    assert [error == "" for error in found["rollouts_error"]] == [True, False, True]
+    assert found["rollouts_error"][1].startswith(reason)
+    assert found["rollouts_error"][1].endswith("(1 try)")
+    assert [row["rewards"] is None for row in found] == [False, True, False]
+
+
+def test_a_server_that_refuses_the_key_ends_the_run_with_what_to_set(loopback: OpenAILoopback) -> None:
+    from openai_loopback import Fault
+
+    loopback.faults["*"] = [Fault(401)] * 3
+    with pytest.raises(CurateError, match=r"refuses a request without a key \(status 401\)\. Set OPENAI_API_KEY"):
+        rolled(problems(3), roller(server=ServerGenerator(loopback.url, "small", completions="text")))
+
+
+def test_a_server_that_gives_fewer_choices_than_asked_still_fills_every_row(loopback: OpenAILoopback) -> None:
+    loopback.most_choices = 3
+    found = rolled(problems(3), roller(server=ServerGenerator(loopback.url, "small", completions="text")))
+    assert [len(set(row["responses"])) for row in found] == [4, 4, 4]
+    assert {len(row["rewards"]) for row in found} == {4}
 
 
 # -- real problems ----------------------------------------------------------------------------------------------------

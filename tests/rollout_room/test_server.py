@@ -126,11 +126,32 @@ def test_a_response_that_was_cut_off_is_not_finished(loopback: OpenAILoopback) -
     assert [one.finished for one in generate(at(loopback), ["a"])[0]] == [False, False]
 
 
-def test_token_ids_are_kept_where_the_server_tells_them(loopback: OpenAILoopback) -> None:
-    loopback.choice = lambda choice: {**choice, "token_ids": [3, 1, 4]}
-    found = generate(at(loopback, extra={"return_token_ids": True}), ["a"], n=1)
-    assert found[0][0].token_ids == [3, 1, 4]
+@pytest.mark.parametrize("completions", ["text", "chat"])
+def test_token_ids_are_asked_for_and_kept_where_that_is_said(loopback: OpenAILoopback, completions: str) -> None:
+    loopback.choice = lambda choice: {**choice, "token_ids": [3, 1, 4], "prompt_token_ids": [choice["index"]]}
+    server = at(loopback, completions=completions, token_ids=True)
+    prompt: Any = "a" if completions == "text" else [{"role": "user", "content": "a"}]
+    found = generate(server, [prompt], n=2)
+    assert [(one.token_ids, one.prompt_ids) for one in found[0]] == [([3, 1, 4], [0]), ([3, 1, 4], [1])]
     assert loopback.seen[0].body["return_token_ids"] is True
+    generate(at(loopback), ["a"])
+    assert "return_token_ids" not in loopback.seen[-1].body
+    assert repr(server).endswith(", token_ids=True)")
+    assert pickle.loads(pickle.dumps(server)).token_ids
+    assert (server.record()["token_ids"], at(loopback).record()["token_ids"]) == (True, False)
+
+
+@pytest.mark.parametrize("told", [None, [], "314", [3, "1"], [3.0], [True]])
+def test_a_response_without_the_token_ids_that_were_asked_for_costs_its_prompt(
+    loopback: OpenAILoopback, told: Any
+) -> None:
+    loopback.choice = lambda choice: {**choice, "token_ids": told if choice["index"] == 1 else [3]}
+    [lacks, *_] = generate(at(loopback, token_ids=True), ["a"], n=2)
+    assert isinstance(lacks, RowError)
+    assert str(lacks).startswith("no token ids: a choice of 2 came without its `token_ids`. vLLM and SGLang tell them")
+    assert len(loopback.seen) == 1, "asking again would not help"
+    [whole] = generate(at(loopback, token_ids=True), ["a"], n=1)
+    assert whole[0].token_ids == [3]
 
 
 def test_temperature_0_asks_once_and_gives_n(loopback: OpenAILoopback) -> None:
@@ -422,6 +443,7 @@ def test_the_record_is_the_same_whatever_the_port_and_the_time(loopback: OpenAIL
         "base_url": "http://loopback/v1",
         "model": "small",
         "protocol": "OpenAI /completions",
+        "token_ids": False,
         "extra": {"top_k": 0},
         "says": {"id": "small", "owned_by": "vllm", "root": "small", "max_model_len": 512},
     }
@@ -487,6 +509,8 @@ def test_secrets_in_addresses_are_refused_without_repeating_them(url: str) -> No
         ({"completions": "Chat"}, "neither 'chat' nor 'text'"),
         ({"extra": {"seed": 1}}, "'seed'"),
         ({"extra": {"x": {1, 2}}}, "cannot be sent"),
+        ({"extra": {"return_token_ids": True}}, "whose answers would be dropped: token_ids=True keeps them"),
+        ({"token_ids": 1}, "token_ids=1 is neither True nor False"),
     ],
 )
 def test_options_that_cannot_be_used(options: Any, words: str) -> None:

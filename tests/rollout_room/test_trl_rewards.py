@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 from datasets import Dataset
+from problems import problems, rolled, roller
 
 from hf_curate import verifier
 from hf_curate.errors import RowError
@@ -17,11 +18,42 @@ trl = pytest.importorskip("trl")
 QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
+GOLD: dict[str, Any] = {"letter": "e", "pick": "B", "numbers": [2, 3], "target": 6, "answer": "4"}
+"""Columns that the four verifiers read."""
+EVERY: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "exact": ({"gold": "answer"}, ["#### 4", "#### 5", "four"]),
+    "math": ({"gold": "answer", "workers": 1}, [r"\\boxed{\\frac{8}{2}}", r"\\boxed{5}", "no answer"]),
+    "choice": ({"gold": "pick"}, ["Answer: B", "Answer: C", "both"]),
+    "countdown": ({}, ["<answer>2*3</answer>", "<answer>2+3</answer>", "six"]),
+}
+"""Name -> options, and completions that are right, wrong and not to be parsed."""
+
+
 @pytest.mark.parametrize("chat", [False, True])
-def test_two_steps_of_grpo_with_a_verifier_as_it_is(tmp_path: Path, chat: bool) -> None:
+@pytest.mark.parametrize("name", EVERY)
+def test_every_verifier_is_a_reward_function_for_plain_and_for_chat_prompts(name: str, chat: bool) -> None:
+    options, texts = EVERY[name]
+    contract = verifier(name, **options)
+    rewards = contract(
+        prompts=[QUESTION if chat else "What is 2 + 2?"] * 3,
+        completions=[[{"role": "assistant", "content": text}] if chat else text for text in texts],
+        completion_ids=[[1, 2]] * 3,
+        trainer_state=object(),
+        log_extra=print,
+        log_metric=print,
+        **{column: [value] * 3 for column, value in GOLD.items()},
+    )
+    assert rewards == [1.0, 0.0, 0.0]
+    row = {"prompt": QUESTION if chat else "What is 2 + 2?", **GOLD}
+    assert outcomes(contract, texts, row) == [RIGHT, WRONG, UNPARSED]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_two_steps_of_grpo_with_every_verifier_as_it_is(tmp_path: Path, chat: bool) -> None:
     tokenizer = tiny.byte_level(pad_token="</s>", chat_template=tiny.CHAT)
     prompts = [[{"role": "user", "content": f"{n} + 2?"}] if chat else f"{n} + 2?" for n in range(4)]
-    reward = verifier("exact", gold="letter", pattern="(e)")  # a random model writes it in some of its completions
+    exact = verifier("exact", gold="letter", pattern="(e)")  # a random model writes it in some of its completions
+    verifiers = [exact, *(verifier(name, **EVERY[name][0]) for name in ("math", "choice", "countdown"))]
     written: list[list[str]] = []
 
     def watches(completions: list[Any], **columns: Any) -> list[float]:
@@ -43,9 +75,9 @@ def test_two_steps_of_grpo_with_a_verifier_as_it_is(tmp_path: Path, chat: bool) 
     )
     trainer = trl.GRPOTrainer(
         model=tiny.tiny(vocabulary=len(tokenizer)),
-        reward_funcs=[reward, watches],
+        reward_funcs=[*verifiers, watches],
         args=settings,
-        train_dataset=Dataset.from_dict({"prompt": prompts, "letter": ["e"] * 4}),
+        train_dataset=Dataset.from_dict({"prompt": prompts, **{name: [value] * 4 for name, value in GOLD.items()}}),
         processing_class=tokenizer,
     )
     trainer.train()
@@ -54,7 +86,10 @@ def test_two_steps_of_grpo_with_a_verifier_as_it_is(tmp_path: Path, chat: bool) 
     assert [len(rewards) for rewards in expected] == [4, 4]
     assert {reward for rewards in expected for reward in rewards} == {0.0, 1.0}
     assert [entry["rewards/exact/mean"] for entry in logged] == pytest.approx([sum(r) / 4 for r in expected])
-    assert [entry["reward"] for entry in logged] == pytest.approx([sum(r) / 4 for r in expected])
+    for contract in verifiers:
+        judged = [contract.verify(texts, [GOLD] * 4) for texts in written]
+        means = [sum(one.reward for one in found if isinstance(one, Verdict)) / 4 for found in judged]
+        assert [entry[f"rewards/{contract.name}/mean"] for entry in logged] == pytest.approx(means)
 
 
 def outcomes(function: Any, completions: list[str], row: dict[str, Any], **options: Any) -> list[str]:
@@ -96,3 +131,34 @@ def test_a_reward_of_lengths_reads_the_token_ids() -> None:
     [unknown] = contract.verify([r"\boxed{4}"], rows[:1])
     assert isinstance(unknown, RowError)
     assert str(unknown).startswith("verifier failed: TypeError")
+    assert contract.name == "cosine_scaled_reward"
+    assert contract.identity != verifier(get_cosine_scaled_reward(max_len=50)).identity
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_trls_other_rewards_are_verifiers_for_plain_and_for_chat_prompts(chat: bool) -> None:
+    from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment, reasoning_accuracy_reward
+
+    row = {"prompt": QUESTION if chat else "What is 2 + 2?", "solution": "$4$"}
+    texts = [r"<think>\boxed{5}</think> \boxed{4}", r"<think>\boxed{4}</think> \boxed{5}"]
+    assert outcomes(reasoning_accuracy_reward, texts, row, chat=True) == [RIGHT, WRONG]
+    short = verifier(get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20))
+    found = short.verify(["a", "b", "c"], [row] * 3, [[1] * 80, [1] * 90, [1] * 101])
+    assert [one.reward for one in found if isinstance(one, Verdict)] == [0.0, -0.5, -1.0]
+    assert short.identity != verifier(get_soft_overlong_punishment(50, 10)).identity
+    repeats = verifier(get_repetition_penalty_reward(ngram_size=2), chat=True)
+    found = repeats.verify(["a b c d", "a a a a"], [row] * 2, [[1, 2, 3, 4], [1, 1, 1, 1]])
+    plain, penalised = [one.reward for one in found if isinstance(one, Verdict)]
+    assert penalised < plain == 0.0
+
+
+def test_a_reward_of_trls_goes_through_rollouts_and_reads_the_sampled_ids() -> None:
+    from trl.rewards import get_soft_overlong_punishment
+
+    data = problems(3)
+    found = rolled(data, roller(get_soft_overlong_punishment(max_completion_len=30, soft_punish_cache=10)))
+    for row in found:
+        lengths = [len(ids) for ids in row["response_ids"]]
+        assert row["rewards"] == pytest.approx([min(0.0, max(-1.0, (20 - n) / 10)) for n in lengths])
+        assert row["rollouts_error"] == ""
+    assert len({reward for row in found for reward in row["rewards"]}) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -437,6 +438,45 @@ def test_a_reward_function_has_a_name_and_a_version() -> None:
     assert verifier(says_yes, version="2").identity != verifier(says_yes).identity
     assert verifier(print).version == "unknown"
     assert pickle.loads(pickle.dumps(verifier(says_yes))).identity == verifier(says_yes).identity
+
+
+def longer_than(completions: Sequence[str], least: int, **_: Any) -> list[float]:
+    return [float(len(text) > least) for text in completions]
+
+
+class Longer:
+    def __init__(self, least: int, seen: Any = None) -> None:
+        self.least, self.seen = least, seen
+
+    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+        return longer_than(completions, self.least)
+
+
+def longer(least: int) -> Any:
+    def reward(completions: Sequence[str], **columns: Any) -> list[float]:
+        return longer_than(completions, least)
+
+    return reward
+
+
+@pytest.mark.parametrize(
+    "make", [lambda n: functools.partial(longer_than, least=n), Longer, lambda n: Longer(n).__call__, longer]
+)
+def test_a_reward_function_made_with_other_settings_is_another_contract(make: Any) -> None:
+    one, two, same = (verifier(make(least)) for least in (1, 2, 1))
+    assert one.identity == same.identity != two.identity
+    assert re.fullmatch(r"source [0-9a-f]{12}, settings [0-9a-f]{12}", one.version)
+    assert [outcome(contract, "ab") for contract in (one, two)] == [RIGHT, WRONG]
+    assert verifier(make(1), version="7").identity == verifier(make(2), version="7").identity
+
+
+def test_a_setting_that_is_no_plain_value_counts_by_its_kind() -> None:
+    assert verifier(Longer(1, seen={1})).identity == verifier(Longer(1, seen={2})).identity
+    assert verifier(Longer(1, seen={1})).identity != verifier(Longer(1, seen=Longer(1))).identity
+    itself: list[Any] = []
+    itself.append(itself)
+    assert verifier(Longer(1, seen=itself)).version.count(", settings ") == 1
+    assert ", settings" not in verifier(longer_than).version
 
 
 def test_a_coroutine_function_is_refused() -> None:

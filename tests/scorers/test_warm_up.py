@@ -126,6 +126,9 @@ def test_lora_saves_an_adapter_that_loads_onto_its_base(tmp_path: Path, folder: 
     assert {path.name for path in (tmp_path / "warm").glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert folder_digest(folder) == before
     assert made(pool[0])["grace_value"] != GraceScorer(folder)(pool[0])["grace_value"]
+    torch.rand(3)
+    again = GraceScorer.warmed_up(folder, pool, 0.5, out=tmp_path / "again", method="lora", learning_rate=1e-2)
+    assert again.record()["model"]["digest"] == made.record()["model"]["digest"]
 
 
 @pytest.mark.parametrize("method", ["full", "lora", None])

@@ -1,0 +1,1 @@
+"""Which problems a policy is trained on next, decided again and again while it trains."""

@@ -1,0 +1,72 @@
+"""What a trainer must be like for selection, said before training begins."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from hf_curate.curriculum.selector import OnlineSelector
+from hf_curate.errors import CurateError
+
+
+def check_trainer(trainer: Any, selector: OnlineSelector) -> None:
+    """Raises for what selection cannot do in this trainer, and warns of rounds that cannot be on time."""
+    for name, value in (
+        ("tools", trainer.tools),
+        ("environment_factory", trainer.environment_factories),
+        ("rollout_func", trainer.rollout_func),
+        ("a processor of images", trainer._is_vlm),
+    ):
+        if value:
+            raise CurateError(
+                f"{name}: selection samples one answer in text to each prompt by itself, and this trainer does more "
+                "than that. Select before training (select) instead."
+            )
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        raise CurateError("FSDP and ZeRO-3 keep the policy in pieces, and selection needs it whole: use DDP.")
+    if selector.reuse_rollouts:
+        check_reuse(trainer, selector)
+    steps = boundary_steps(trainer)
+    if selector.every % steps:
+        warnings.warn(
+            f"every={selector.every} is no multiple of the {steps} optimizer steps from one generation batch to the "
+            f"next: rounds wait for the next one. Give a multiple of {steps}.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def boundary_steps(trainer: Any) -> int:
+    """Every so many optimizer steps a generation batch begins where a step does."""
+    micro = trainer.args.steps_per_generation * trainer.num_iterations
+    return micro // math.gcd(micro, trainer.args.gradient_accumulation_steps)
+
+
+def check_reuse(trainer: Any, selector: OnlineSelector) -> None:
+    """Raises unless selection draws from the distribution that training draws from."""
+    args, new = trainer.args, trainer.max_completion_length
+    pairs = {
+        "temperature": (selector.temperature, args.temperature),
+        "top_p": (selector.top_p, args.top_p),
+        "max_new_tokens": (selector.max_new_tokens or new, new),
+        "top_k": (0, args.top_k or 0),
+        "min_p": (0.0, args.min_p or 0.0),
+        "repetition_penalty": (1.0, args.repetition_penalty),
+        "generation_kwargs": (None, args.generation_kwargs or None),
+        "use_vllm": (False, args.use_vllm),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise CurateError(
+                f"reuse_rollouts=True, but selection samples with {name}={ours} and training with {theirs}: responses "
+                "of one are none of the other. Give both the same, or draw new ones."
+            )
+    looks = 1 if selector.stop_early is None else 2
+    if selector.rollouts // looks < trainer.num_generations:
+        raise CurateError(
+            f"reuse_rollouts=True, but selection draws rollouts={selector.rollouts}"
+            f"{' in two halves' if looks == 2 else ''} and a group of training has "
+            f"num_generations={trainer.num_generations}: give rollouts={looks * trainer.num_generations} or more."
+        )

@@ -1,0 +1,107 @@
+"""Responses of the policy in training, drawn where it stands and judged; as columns and as groups for the scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_curate.batches import Rollout
+from hf_curate.errors import RowError
+from hf_curate.models import LanguageModel
+from hf_curate.rollouts.prompts import Problem, PromptReader
+from hf_curate.rollouts.rollouts import Rollouts
+from hf_curate.rollouts.verify import Verifier
+from hf_curate.scorers.fitting import has_signal
+from hf_curate.scorers.groups import Group
+
+
+class TrainerPrompts(PromptReader):
+    """Reads prompts as the trainer tokenises them."""
+
+    ids_of: Callable[[Any], list[int]]
+
+    def read(self, row: Mapping[str, Any]) -> Problem | RowError:
+        asked = row["prompt"]
+        ids = list(self.ids_of(asked))
+        return Problem(asked, asked if isinstance(asked, str) else self.tokenizer.decode(ids), ids)
+
+
+@dataclass
+class Rolled:
+    """Problems with their responses. columns: those of `Rollouts`, null where there are none; groups: tokens and
+    rewards, or why there are none."""
+
+    columns: list[dict[str, Any]]
+    groups: list[Group | RowError]
+
+    @property
+    def responses(self) -> int:
+        return sum(len(own["responses"] or ()) for own in self.columns)
+
+    @property
+    def signal(self) -> list[bool | None]:
+        """Whether a problem's rewards differ; null where there are none."""
+        return [None if isinstance(group, RowError) else has_signal(group.rewards) for group in self.groups]
+
+    def add(self, place: int, other: Group | RowError) -> None:
+        """More responses of one problem."""
+        own = self.groups[place]
+        if isinstance(own, Group) and isinstance(other, Group):
+            rewards = np.concatenate([own.rewards, other.rewards])
+            self.groups[place] = Group([*own.rollouts, *other.rollouts], rewards)
+
+
+@dataclass
+class Sampler:
+    """How responses are drawn and judged.
+
+    ids_of: a prompt's tokens, as in training; bar: wraps what takes long, with a word on what it is.
+    """
+
+    policy: LanguageModel
+    verifier: Verifier
+    ids_of: Callable[[Any], list[int]]
+    temperature: float
+    top_p: float
+    new_tokens: int
+    bar: Callable[[Iterable[Any], str], Iterable[Any]]
+
+    def rolled(self, rows: Sequence[Mapping[str, Any]], n: int, seed: int, what: str) -> Rolled:
+        """`n` responses to the prompt of each row."""
+        maker = Rollouts(
+            self.policy.model,
+            self.verifier,
+            n,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.new_tokens,
+            seed=seed,
+            tokenizer=self.policy.tokenizer,
+            prompt="prompt",
+        )
+        maker._loaded = self.policy  # proved before training began, which may have wrapped its forward since
+        reader = TrainerPrompts(maker.source, maker.reader.asked, self.policy.tokenizer)
+        reader.ids_of = self.ids_of
+        maker.reader = reader
+        found = Rolled([], [])
+        for first in self.bar(range(0, len(rows), maker.batch_rows), f"rollouts of {what}"):
+            part = rows[first : first + maker.batch_rows]
+            for row, made in zip(part, maker.score_rows(part), strict=True):
+                found.groups.append(_group(reader.read(row), made))
+                found.columns.append(dict.fromkeys(maker.columns) if isinstance(made, RowError) else made)
+        return found
+
+
+def _group(problem: Problem | RowError, made: Mapping[str, Any] | RowError) -> Group | RowError:
+    if isinstance(made, RowError):
+        return made
+    if isinstance(problem, RowError):
+        return problem
+    if made["rewards"] is None:
+        kind, _, detail = made["rollouts_error"].partition(": ")
+        return RowError(kind, detail)
+    rollouts = [Rollout(problem.ids + list(ids), len(problem.ids)) for ids in made["response_ids"]]
+    return Group(rollouts, np.array(made["rewards"], dtype=np.float64))

@@ -1,0 +1,86 @@
+"""How far a run is: one bar on a terminal, a line every 30 seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+EVERY = 30.0
+"""Seconds between two lines where stderr is not a terminal."""
+
+
+class Progress:
+    """Rows done, rows a second, failures, and the time that the remaining rows will take.
+
+    Args:
+        rows: of the whole run.
+        done: rows that an earlier process has scored; they count as done, and not towards the speed.
+        failed: those of them without a score.
+        what: what is going on, "scoring (GRACE)".
+        quiet: nothing at all. None: as the bars of `datasets` are.
+    """
+
+    def __init__(self, rows: int, done: int, failed: int, what: str, *, quiet: bool | None = None) -> None:
+        from datasets import are_progress_bars_disabled
+
+        self.rows, self.done, self.failed, self.what = rows, done, failed, what
+        self._resumed = done
+        self._start = self._said = time.monotonic()
+        self.quiet = are_progress_bars_disabled() if quiet is None else quiet
+        self._bar: Any = None
+        if not self.quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=what, total=rows, initial=done, unit="row")
+            self._bar.set_postfix(failed=failed)
+
+    def add(self, rows: int, failed: int) -> None:
+        """So many more rows were scored, and so many of them have no score."""
+        self.done += rows
+        self.failed += failed
+        if self._bar is not None:
+            self._bar.set_postfix(failed=self.failed, refresh=False)
+            self._bar.update(rows)
+        elif not self.quiet and time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """All of it in one line."""
+        seconds = time.monotonic() - self._start
+        speed = (self.done - self._resumed) / seconds if seconds > 0 else 0.0
+        left = f", {duration((self.rows - self.done) / speed)} left" if speed else ""
+        share = self.done / self.rows
+        return (
+            f"{self.what}: {self.done:,} of {self.rows:,} rows ({share:.0%}), {speed:,.1f} rows/s, "
+            f"{self.failed:,} failed{left}"
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """5 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """There is one bar, and it is ours."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()

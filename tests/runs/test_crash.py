@@ -1,0 +1,186 @@
+"""kill -9 at any moment: what is finished stays, the next call goes on, and the end is bit for bit that of one call.
+
+A killed process takes nothing along that the system was given to write, so these tests do without fsync.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+COMMON = """
+import hashlib, json, os, random, shutil, signal, sys, time
+from pathlib import Path
+import datasets
+from hf_curate import score
+from hf_curate.runs import shards
+from lengths import Lengths, results_of, texts
+
+PLACE = Path(sys.argv[1])
+os.fsync = lambda descriptor: None
+
+def child(work):
+    "Does the work in a process group of its own."
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def finish(work):
+    assert ended(child(work)) == 0
+"""
+
+RANDOM_MOMENTS = f"""{COMMON}
+ROWS, SHARD, KILLS = 1350, 3, 25
+rows = texts(ROWS)
+
+def run(name, note=None):
+    score(rows, Lengths(seconds=0.004, on_batch=note), out=PLACE / name, shard_rows=SHARD, batch_rows=2)
+
+def note(texts):
+    with open(PLACE / "scored", "a") as file:
+        file.write(f"{{len(texts)}}\\n")
+
+finish(lambda: run("whole"))
+draw, kept = random.Random(7), []
+for _ in range(KILLS):
+    pid = child(lambda: run("killed", note))
+    time.sleep(draw.uniform(0.02, 0.16))
+    os.killpg(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL, "it was finished before it was killed"
+    kept.append(len(list((PLACE / "killed").glob("parts/*.json"))))
+finish(lambda: run("killed", note))
+scored = sum(map(int, (PLACE / "scored").read_text().split()))
+again = [line for line in (PLACE / "killed" / "log.txt").read_text().splitlines() if "done again" in line]
+same = results_of(PLACE / "whole") == results_of(PLACE / "killed")
+print(json.dumps({{"same": same, "kept": kept, "scored": scored, "again": again}}))
+"""
+
+EVERY_STEP = f"""{COMMON}
+rows = texts(7)
+
+class Steps:
+    "Kills the process at the n-th step that it takes on the disk."
+    def __init__(self, at):
+        self.at, self.taken = at, []
+
+    def step(self, what):
+        self.taken.append(what)
+        if len(self.taken) - 1 == self.at:
+            os.killpg(os.getpid(), signal.SIGKILL)
+
+    def around(self, owner, name):
+        before = getattr(owner, name)
+        def stepped(*given, **options):
+            self.step(f"before {{name}}")
+            return before(*given, **options)
+        setattr(owner, name, stepped)
+
+    def halves(self, path, mode):
+        file = open(path, mode)
+        write = file.write
+        class Halved:
+            def __enter__(self): return self
+            def __exit__(self, *_): file.close()
+            def __getattr__(self, name): return getattr(file, name)
+            def write(inner, data):
+                write(data[: len(data) // 2])
+                file.flush()
+                self.step("half a write")
+                write(data[len(data) // 2 :])
+        return Halved()
+
+    def watch(self):
+        for owner, name in [
+            (os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (os, "ftruncate"), (os, "pwrite"),
+            (datasets.Dataset, "to_parquet"), (datasets.Dataset, "map"),
+        ]:
+            self.around(owner, name)
+        shards.open = self.halves
+
+def run(name, at=None, tell=None, scale=1.0, **options):
+    steps = Steps(at)
+    steps.watch()
+    score(rows, Lengths(scale), out=PLACE / name, shard_rows=4, batch_rows=3, **options)
+    if tell:
+        (PLACE / tell).write_text(json.dumps(steps.taken))
+
+finish(lambda: run("whole", tell="steps"))
+wanted, steps = results_of(PLACE / "whole"), json.loads((PLACE / "steps").read_text())
+finish(lambda: run("other", scale=2.0))
+shutil.copytree(PLACE / "other", PLACE / "first")
+finish(lambda: run("other", tell="more", overwrite=True))
+more = json.loads((PLACE / "more").read_text())
+wrong = []
+for number in range(len(steps)):
+    name = f"run{{number}}"
+    killed = ended(child(lambda: run(name, at=number))) == -signal.SIGKILL
+    finish(lambda: run(name))
+    if not killed or results_of(PLACE / name) != wanted:
+        wrong.append([number, steps[number]])
+for number in range(len(more)):
+    name = f"other{{number}}"
+    shutil.copytree(PLACE / "first", PLACE / name)
+    killed = ended(child(lambda: run(name, at=number, overwrite=True))) == -signal.SIGKILL
+    record = PLACE / name / "run.json"
+    if record.exists():  # then it is that of the table beside it
+        held = json.loads(record.read_text())
+        if hashlib.sha256((PLACE / name / "scored.parquet").read_bytes()).hexdigest() != held["scored_sha256"]:
+            wrong.append([number, more[number], "a record beside another table"])
+    finish(lambda: run(name, overwrite=True))
+    if not killed or results_of(PLACE / name) != wanted:
+        wrong.append([number, more[number], "overwritten"])
+print(json.dumps({{"steps": steps, "more": more, "wrong": wrong}}))
+"""
+
+
+def outcome_of(script: str, place: Path) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(place)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    found = outcome_of(RANDOM_MOMENTS, tmp_path)
+    assert found["same"]
+    kept = found["kept"]
+    assert len(kept) == 25
+    assert kept == sorted(kept)
+    assert kept[-1] > 25, "the kills were to come in the midst of work"
+    assert 1350 <= found["scored"] <= 1350 + 3 * 25, "a kill loses the shard that was being scored and no other"
+    assert all("it was cut short before its marker was written" in line for line in found["again"])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_step_on_the_disk_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    found = outcome_of(EVERY_STEP, tmp_path)
+    assert found["wrong"] == []
+    kinds = {"half a write", *(f"before {what}" for what in ("fsync", "replace", "mkdir", "pwrite", "map", "unlink"))}
+    assert kinds <= set(found["steps"])
+    assert len(found["steps"]) > 20
+    assert len(found["more"]) > len(found["steps"])
