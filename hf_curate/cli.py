@@ -1,4 +1,4 @@
-"""hf-curate: rollouts | score | select | push | inspect | demo. The options have the names of the Python arguments."""
+"""hf-curate: rollouts | score | select | push | run | inspect | demo. Options have the names of Python's arguments."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from hf_curate.scoring import (
     add_columns,
     add_model,
     add_options,
+    check_policy,
     check_traces,
     fit_first,
     scorer_of,
@@ -40,6 +41,27 @@ Push the configs of a saved folder to a dataset repo on the Hub, all in one comm
   hf-curate push curated me/gsm8k-grace --dry-run
   hf-curate push curated me/gsm8k-grace --config grace-20pct --private
 """
+RUN_HELP = """\
+Carry out a recipe: one YAML file with the stages rollouts, score, select and push. What is there already is skipped.
+
+  hf-curate run examples/recipes/grace.yaml --dry-run
+  hf-curate run examples/recipes/grace.yaml
+  hf-curate run runs/gsm8k/recipe.yaml      go on with a run, or do it again, as it was typed
+"""
+RUN_MORE = """\
+score:                            # each stage has the options of its command, with underscores
+  source: traces.jsonl            # default: the out of rollouts, if there is one
+  model: ./my-model
+  out: runs/mine
+select:
+  out: curated                    # default: the folder curated in that of the run
+  budgets:                        # one config each; more options in braces
+    grace-5pct: 5%
+    grace-20pct: 20%
+    random-20pct: {budget: 20%, strategy: random}
+push:
+  repo_id: me/mine-curated
+"""
 INSPECT_HELP = """\
 Look before (or after) you leap: how the rows of a dataset are read, what a run holds, or what a saved config claims.
 
@@ -55,13 +77,13 @@ No network and no GPU; about a minute on two cores.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 on success, 2 for an error that the message explains."""
+    """Runs one command; 0 on success, 1 for failed rows with --strict, 2 for an error that the message explains."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.showwarning = _show_warning
     logging.getLogger("hf_curate").setLevel(logging.INFO)
     try:
-        arguments.run(arguments)
+        code = arguments.run(arguments)
         sys.stdout.flush()
     except CurateError as error:
         print(f"hf-curate: error: {error}", file=sys.stderr)
@@ -72,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing may be flushed at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return 0
+    return code or 0
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
@@ -92,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_select(commands)
     _add_push(commands)
+    _add_recipe(commands)
     _add_inspect(commands)
     demo = _command(commands, "demo", DEMO_HELP, _demo)
     demo.add_argument(
@@ -108,7 +131,7 @@ def _command(commands: Any, name: str, description: str, run: Any) -> argparse.A
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, alone=True)
     return parser
 
 
@@ -135,7 +158,18 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="org/name@revision:config/split, a .jsonl, .json or .parquet file, or the folder of an earlier run",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run of other settings in --out")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a run of other settings in --out; one of the same settings goes on by itself",
+    )
+    parser.add_argument(
+        "--shard-rows",
+        type=int,
+        metavar="N",
+        help="rows kept at a time, and the most that a stop loses (default: a batch)",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit code 1 if any row failed; the others are kept")
 
 
 def _add_select(commands: Any) -> None:
@@ -172,6 +206,14 @@ def _add_push(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
 
 
+def _add_recipe(commands: Any) -> None:
+    parser = _command(commands, "run", RUN_HELP, _run_recipe)
+    parser.epilog = RUN_MORE
+    parser.set_defaults(commands=commands)
+    parser.add_argument("recipe", metavar="RECIPE", help="a .yaml file; its paths are relative to this folder")
+    parser.add_argument("--dry-run", action="store_true", help="print the stages and what is there, and do nothing")
+
+
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", INSPECT_HELP, _inspect)
     parser.add_argument("target", metavar="TARGET", help="a source, a run folder, or a dataset repo folder")
@@ -189,7 +231,7 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _rollouts(arguments: argparse.Namespace) -> None:
+def _rollouts(arguments: argparse.Namespace) -> int:
     from hf_curate.comparisons import outcomes
     from hf_curate.measures import rollout_measures
     from hf_curate.runs.local import failed_rows, score
@@ -200,25 +242,42 @@ def _rollouts(arguments: argparse.Namespace) -> None:
     if rollouts.server is not None:
         rollouts.server.record()  # asks it: one that does not answer leaves no folder behind
     rows = load_rows(arguments.source)
-    rolled = score(rows.dataset, rollouts, out=arguments.out, overwrite=arguments.overwrite, source=rows.source)
+    rollouts.earlier = rows.earlier
+    rolled = score(rows.dataset, rollouts, source=rows.source, **_into(arguments, "rollouts"))
     failed = sum(failed_rows(rolled, rollouts).values())
     print(f"{len(rolled) - failed:,} of {len(rolled):,} rows have rollouts -> {arguments.out}")
     counts = ", ".join(f"{count:,} {outcome}" for outcome, count in (outcomes(rolled) or {}).items())
     signal = int((rollout_measures(rolled, rollouts.record())["signal"] == 1.0).sum())
     print(f"rollouts: {counts}; {signal:,} row{'' if signal == 1 else 's'} with a signal: rewards that differ")
     model = shlex.quote(arguments.model)
-    print(f"next: hf-curate score {arguments.out} --scorer learnalign --model {model} --out runs/learnalign")
+    _next(arguments, f"hf-curate score {arguments.out} --scorer learnalign --model {model} --out runs/learnalign")
+    return int(arguments.strict and failed > 0)
+
+
+def _into(arguments: argparse.Namespace, stage: str) -> dict[str, Any]:
+    """What `score` is told of the folder that a run goes to."""
+    from hf_curate.runs.replay import of_command
+
+    named = {name: getattr(arguments, name) for name in ("out", "shard_rows", "overwrite")}
+    return {**named, "recipe": of_command(stage, arguments)}
+
+
+def _next(arguments: argparse.Namespace, command: str) -> None:
+    """Says what to type next, where that is not settled by a recipe."""
+    if arguments.alone:
+        print(f"next: {command}")
 
 
 def _check_in_and_out(arguments: argparse.Namespace) -> None:
-    """The source is there, and is not the folder that is written to."""
+    """The source is there, and no run that is read is the folder that is written to."""
     check_rows(arguments.source)
-    folder = run_folder(arguments.source)
-    if folder is not None and folder.resolve() == Path(arguments.out).expanduser().resolve():
-        raise CurateError(f"the run {folder.name!r} would be read and written: give --out a folder of its own.")
+    for source in (arguments.source, getattr(arguments, "validation", None)):
+        folder = None if source is None else run_folder(source)
+        if folder is not None and folder.resolve() == Path(arguments.out).expanduser().resolve():
+            raise CurateError(f"the run {folder.name!r} would be read and written: give --out a folder of its own.")
 
 
-def _score(arguments: argparse.Namespace) -> None:
+def _score(arguments: argparse.Namespace) -> int:
     from hf_curate.comparisons import silent_rows
     from hf_curate.runs.local import check_folder, failed_rows, score
 
@@ -230,20 +289,25 @@ def _score(arguments: argparse.Namespace) -> None:
         check_traces(rows.dataset, rows.source, arguments)
     scorer, trusted = scorer_of(arguments)
     rows = rows or load_rows(arguments.source)
-    dataset, scorer.rolled_by = rows.dataset, rows.rolled_by(vars(arguments))
+    dataset, scorer.rolled_by, scorer.earlier = rows.dataset, rows.rolled_by(vars(arguments)), rows.earlier
+    for read in (rows, trusted):
+        if read is not None:
+            check_policy(scorer, read, arguments)
     if trusted is not None or arguments.save_direction is not None:
         if Path(arguments.out).exists():  # what `score` would say after the fit
             scorer.expect(dataset)
-            check_folder(Path(arguments.out), scorer, dataset, arguments.overwrite)
+            sizes = {} if arguments.shard_rows is None else {"shard_rows": arguments.shard_rows}
+            check_folder(Path(arguments.out), scorer, dataset, arguments.overwrite, sizes)
         fit_first(scorer, rows, trusted, arguments)
-    scored = score(dataset, scorer, out=arguments.out, overwrite=arguments.overwrite, source=rows.source)
+    scored = score(dataset, scorer, source=rows.source, **_into(arguments, "score"))
     failed = sum(failed_rows(scored, scorer).values())
     print(f"{len(scored) - failed:,} of {len(scored):,} rows scored -> {arguments.out}")
     silent = silent_rows(scored, scorer.column, scorer.record())
     if silent:
         print(f"{silent:,} row{'' if silent == 1 else 's'} without signal (score 0)")
     config = f"{arguments.scorer or DEFAULT}-20pct"
-    print(f"next: hf-curate select {arguments.out} --budget 20% --out curated --config {config}")
+    _next(arguments, f"hf-curate select {arguments.out} --budget 20% --out curated --config {config}")
+    return int(arguments.strict and failed > 0)
 
 
 def _select(arguments: argparse.Namespace) -> None:
@@ -266,7 +330,7 @@ def _select(arguments: argparse.Namespace) -> None:
     )
     picked.save(arguments.out, arguments.config, split=arguments.split)
     print(f"{picked!r} -> {arguments.out}")
-    print(f'next: load_dataset("{arguments.out}", "{arguments.config}", split="{arguments.split}")')
+    _next(arguments, f'load_dataset("{arguments.out}", "{arguments.config}", split="{arguments.split}")')
 
 
 def _push(arguments: argparse.Namespace) -> None:
@@ -299,7 +363,16 @@ def _push(arguments: argparse.Namespace) -> None:
     print(done.pr_url or done.commit_url)
     revision = done.pr_revision or arguments.revision
     at = f', revision="{revision}"' if revision else ""
-    print(f'next: load_dataset("{arguments.repo_id}", "{wanted[0]}", split="{there[wanted[0]][0]}"{at})')
+    _next(arguments, f'load_dataset("{arguments.repo_id}", "{wanted[0]}", split="{there[wanted[0]][0]}"{at})')
+
+
+def _run_recipe(arguments: argparse.Namespace) -> int:
+    from hf_curate.recipe import read_recipe
+    from hf_curate.stages import carry_out
+
+    recipe = read_recipe(Path(arguments.recipe).expanduser(), arguments.commands.choices)
+    _quiet()
+    return carry_out(recipe, dry_run=arguments.dry_run)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,14 @@ import numpy as np
 
 from hf_curate.budgets import MEASURED, preference, take
 from hf_curate.errors import BudgetError
-from hf_curate.measures import baseline, by_measure, correct_above, rival_columns, rollout_measures
+from hf_curate.measures import (
+    baseline,
+    by_measure,
+    correct_above,
+    rewards_column,
+    rival_columns,
+    rollout_measures,
+)
 from hf_curate.scored import column_of, numbers
 from hf_curate.stats import spearman
 
@@ -22,7 +29,8 @@ OVERLAP_ROWS = 1000
 """Rows of the seeded sample on which the token overlap of steps and answer is measured (it needs the tokenizer)."""
 OVERLAP_STREAM = 3
 """The sample's own random stream: one shared with the warm-up or the random baseline would draw the same rows."""
-OUTCOMES = "rollouts_outcomes"
+OUTCOMES, REWARDS = "rollouts_outcomes", "rewards"
+"""Columns of `Rollouts`: what its verifier said of each response, in words and as numbers."""
 SAMPLED = ("n", "temperature", "top_p", "max_new_tokens", "seed")
 """Settings of a `Rollouts` that say how the responses were sampled."""
 MIXED = "0 < p < 1"
@@ -65,7 +73,8 @@ def verification(choice: Choice, subset: Dataset, record: Mapping[str, Any]) -> 
     own = record.get("rollouts")
     made = own if isinstance(own, Mapping) else record
     contract, settings = made.get("verifier"), made.get("settings") or {}
-    counts = [outcomes(dataset) for dataset in (choice.dataset, subset)]
+    own_rewards = rewards_column(record) == REWARDS  # outcomes are of no others
+    counts = [outcomes(dataset) if own_rewards else None for dataset in (choice.dataset, subset)]
     if not isinstance(contract, Mapping) and counts[0] is None:
         return None
     named = isinstance(contract, Mapping)

@@ -20,11 +20,12 @@ ROLLED = ("responses", "response_ids", "rewards")
 @dataclass(frozen=True)
 class Rows:
     """source: what records call the place where the rows came from first; rollouts: the record of what made the
-    rollouts in them, None where that is not known."""
+    rollouts in them, None where that is not known; earlier: the columns that earlier runs added."""
 
     dataset: Dataset
     source: str
     rollouts: dict[str, Any] | None = None
+    earlier: tuple[str, ...] = ()
 
     def rolled_by(self, columns: Mapping[str, str | None]) -> dict[str, Any] | None:
         """The record of the rollouts, unless the caller names other columns (by role) to read rollouts from."""
@@ -67,4 +68,5 @@ def load_rows(source: str) -> Rows:
     record = run.record()
     made = record.get("rollouts") or (record if isinstance(record.get("verifier"), Mapping) else None)
     known = isinstance(made, Mapping)
-    return Rows(run.dataset, run.source or public_name(source) or source, dict(made) if known else None)
+    earlier = tuple(dict.fromkeys((*run.columns, *(record.get("earlier_columns") or ()))))
+    return Rows(run.dataset, run.source or public_name(source) or source, dict(made) if known else None, earlier)

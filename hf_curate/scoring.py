@@ -87,19 +87,24 @@ FIRST_ROWS = 8
 OPTIONS = tuple(dict.fromkeys(option for kind in KINDS.values() for option in kind.options))
 
 
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given. CurateError: one is of other scorers, or one that this scorer needs was not."""
+    name = arguments.scorer or DEFAULT
+    given = {option: getattr(arguments, option) for option in OPTIONS if getattr(arguments, option) is not None}
+    foreign = [option for option in given if option not in KINDS[name].options]
+    if foreign:
+        raise CurateError(f"--scorer is {name}. {' '.join(_belongs(option) for option in foreign)}")
+    _check_needs(name, given)
+    return given
+
+
 def scorer_of(arguments: argparse.Namespace) -> tuple[Any, Rows | None]:
     """The scorer that the options describe, and the rows of its validation set, if it has one.
 
     Options that were not given are left to the scorer's own defaults. CurateError: an option of other scorers was
     given, one that this scorer needs was not, or the validation set cannot be read.
     """
-    name = arguments.scorer or DEFAULT
-    kind = KINDS[name]
-    given = {option: getattr(arguments, option) for option in OPTIONS if getattr(arguments, option) is not None}
-    foreign = [option for option in given if option not in kind.options]
-    if foreign:
-        raise CurateError(f"--scorer is {name}. {' '.join(_belongs(option) for option in foreign)}")
-    _check_needs(name, given)
+    given = options_of(arguments)
     given.pop("save_direction", None)
     trusted = None
     if "validation" in given:
@@ -109,7 +114,7 @@ def scorer_of(arguments: argparse.Namespace) -> tuple[Any, Rows | None]:
         except CurateError as error:
             raise CurateError(f"--validation: {error}") from error
         given["validation"] = trusted.dataset
-    return kind.make(given), trusted
+    return KINDS[arguments.scorer or DEFAULT].make(given), trusted
 
 
 def check_traces(dataset: Dataset, source: str, arguments: argparse.Namespace) -> None:
@@ -131,6 +136,35 @@ def check_traces(dataset: Dataset, source: str, arguments: argparse.Namespace) -
         f"the rows of {source} hold rollouts and no trace, and without --scorer they would be read as traces: "
         "--scorer gradalign (with --validation SOURCE) or --scorer learnalign, or a baseline (hf-curate score --help)."
     )
+
+
+def check_policy(scorer: Any, rows: Rows, arguments: argparse.Namespace) -> None:
+    """Whether the rollouts of an earlier run are of the scorer's policy, where both are known.
+
+    CurateError: their token ids are another tokenizer's. Warns where policy gradients would be taken of another model
+    than the one that sampled.
+    """
+    made = rows.rolled_by(vars(arguments))
+    if made is None:
+        return
+    told, own = made.get("settings") or {}, scorer.settings()
+    theirs, ours = told.get("tokenizer_sha256"), own.get("tokenizer_sha256")
+    if theirs and ours and theirs != ours and "response_ids" in scorer.reads(rows.dataset.column_names):
+        raise CurateError(
+            f"the token ids of {rows.source} were sampled with another tokenizer (sha256 {theirs[:12]}, that of "
+            f"--model {ours[:12]}), and would be read as other text: give the --model that sampled them, or "
+            "--responses responses, whose texts are tokenised again."
+        )
+    models = [record or {} for record in (made.get("model"), scorer.model_record())]
+    known = [name for name in ("digest", "sha") if all(record.get(name) for record in models)]
+    if "parameters" in own and any(models[0][name] != models[1][name] for name in known):
+        was, now = (f"{record['id']} ({(record.get('sha') or record['digest'])[:12]})" for record in models)
+        warnings.warn(
+            f"the rollouts of {rows.source} were sampled by {was}, and gradients are taken of {now}: policy gradients "
+            "are those of the policy that sampled.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _is_trace(row: Any, columns: Any) -> bool:

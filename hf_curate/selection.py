@@ -252,9 +252,9 @@ def _of_scorer(dataset: Dataset, scorer: AnyScorer | str) -> tuple[dict[str, Any
         if check is not None:  # a scorer whose scores came from a cache has not seen the columns yet
             check([name for name in dataset.column_names if name not in added], None)
         record = scorer.record()
-        made = record.get("rollouts")
-        if isinstance(made, Mapping):  # of an earlier run: its columns are not the source's either
-            added += [n for n in made.get("columns") or [] if n in dataset.column_names and n not in added]
+        earlier = record.get("earlier_columns")
+        if isinstance(earlier, list):  # of earlier runs: they are not the source's either
+            added += [n for n in earlier if n in dataset.column_names and n not in added]
         column = getattr(scorer, "column", None) or record.get("column") or next(iter(scorer.columns))
     if column not in dataset.column_names:
         fix = "Score it first: scored = score(dataset, scorer)."

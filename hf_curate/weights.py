@@ -89,11 +89,11 @@ def _plain(value: Any) -> Any:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over what turns text into ids: vocabulary, rules, special tokens, chat template."""
+    """sha256 over what turns text into ids: vocabulary, rules, chat template, the tokens that begin and end it."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
     rules["truncation"] = rules["padding"] = None  # state of the last call, not of the tokenizer
-    template = json.dumps(tokenizer.chat_template, sort_keys=True)
-    return hashlib.sha256((json.dumps(rules, sort_keys=True) + template).encode()).hexdigest()
+    roles = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]
+    return hashlib.sha256(json.dumps([rules, roles], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass

@@ -26,7 +26,7 @@ from hf_curate.demo import world
 from hf_curate.scoring import KINDS, OPTIONS
 
 GOLDEN = Path(__file__).parent / "goldens" / "cli_help.txt"
-COMMANDS = ("", "rollouts", "score", "select", "push", "inspect", "demo")
+COMMANDS = ("", "rollouts", "score", "select", "push", "run", "inspect", "demo")
 
 
 def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -94,6 +94,30 @@ def test_score_says_how_many_rows_and_what_comes_next(scored: subprocess.Complet
     record = (place / "run" / "run.json").read_text("utf-8")
     assert "MARKER" not in record
     assert json.loads(record)["source"] == "local file traces.jsonl"
+
+
+def test_strict_is_exit_code_1_with_the_summary_after_everything_is_kept(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [*POLICY[:2], "--out", str(tmp_path / "run"), "--shard-rows", "16"]
+    for _ in ("scored", "there already"):
+        assert cli.main(["score", str(place / "traces.jsonl"), "--scorer", "longest", *options, "--strict"]) == 1
+        assert capsys.readouterr().out.splitlines()[0] == f"38 of 40 rows scored -> {tmp_path / 'run'}"
+        assert "2 of 40 rows have no score:" in caplog.text
+        caplog.clear()
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["shard_rows"] == 16
+    assert len(list((tmp_path / "run" / "parts").glob("*.parquet"))) == 3
+    assert cli.main(["score", str(place / "traces.jsonl"), "--scorer", "longest", *options]) == 0
+    none = ["--scorer", "random", "--shard-rows", "0", "--out", str(tmp_path / "none")]
+    assert cli.main(["score", str(place / "traces.jsonl"), *none]) == 2
+    assert "shard_rows=0 must be a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_strict_is_exit_code_0_where_every_row_has_a_score(
+    rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = rollouts / "pool.jsonl"
+    main_says(capsys, "score", pool, "--scorer", "accuracy-greedy", "--strict", "--out", tmp_path / "run")
 
 
 def test_select_writes_a_config_that_loads(
@@ -396,7 +420,7 @@ def test_every_option_reaches_a_scorer_that_takes_it() -> None:
         left = takes - set(kind.options) - set(kind.fixed) - {"self", "model_kwargs", "rollouts"}
         assert not left, f"{kind.name}: no option for {left}"
     known = {action.dest: action.default for action in commands()["score"]._actions}
-    assert set(OPTIONS) == set(known) - {"help", "source", "out", "overwrite", "scorer"}
+    assert set(OPTIONS) == set(known) - {"help", "source", "out", "overwrite", "shard_rows", "strict", "scorer"}
     assert all(known[option] is None for option in OPTIONS)
 
 

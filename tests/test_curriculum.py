@@ -295,8 +295,9 @@ def test_the_record_adds_up_the_rounds() -> None:
 
 
 def test_a_pool_smaller_than_a_chunk_is_one_chunk_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="the pool has 4 rows and chunk=6"):
-        one = selector(rows=4)
+    with pytest.warns(UserWarning, match="the pool has 4 rows and chunk=6") as warned:
+        one = OnlineSelector(AccuracyGreedyScorer(), pool(4), chunk=6)
+    assert warned[0].filename == __file__
     assert sorted(one.next_chunk()) == [0, 1, 2, 3]
 
 
@@ -315,6 +316,8 @@ def test_a_pool_smaller_than_a_chunk_is_one_chunk_with_a_warning() -> None:
         ({"temperature": 0}, CurateError, "temperature=0 must be above 0"),
         ({"top_p": 1.5}, CurateError, "top_p=1.5 above 0 and at most 1"),
         ({"seed": -1}, CurateError, "seed=-1"),
+        ({"temperature": "hot"}, CurateError, "temperature='hot' must be above 0"),
+        ({"reuse_rollouts": True, "keep": "100%"}, CurateError, "keep='100%' trains on the trainer's own prompts"),
         ({"stop_early": 1.5}, CurateError, "stop_early=1.5 is a confidence"),
         ({"stop_early": 0.95}, CurateError, "needs a score whose spread is known"),
     ],

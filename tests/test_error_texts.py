@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,9 @@ from rollouts import policy, solved, tokenizer
 from safetensors.torch import load_file, save_file
 
 import hf_curate.demo
-from hf_curate import GraceScorer, load_curated, score, select
+from hf_curate import AccuracyGreedyScorer, GraceScorer, Rollouts, load_curated, score, select
 from hf_curate.budgets import parse_budget
+from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import CurateError, MissingPackageError
 from hf_curate.gradients.directions import read_record
 from hf_curate.hub.manifest import check_names, read_manifest
@@ -33,6 +35,9 @@ from hf_curate.scorers.align import AlignScorer
 from hf_curate.scorers.gradalign import GradAlignScorer
 from hf_curate.scorers.learnalign import LearnAlignScorer
 from hf_curate.sources import load_source, parse
+
+sys.path.append(str(Path(__file__).parent / "integrations"))
+import online
 
 GOLDEN = Path(__file__).parent / "goldens" / "errors.txt"
 MODEL = hf_curate.demo.MODEL
@@ -251,6 +256,39 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "direction: another seed": lambda folder: learnalign(8, seed=1, direction=mean_direction(folder, 8))(ROWS[0]),
     "direction: no features": lambda folder: learnalign(8, direction=mean_direction(folder)),
     "direction: of another schema": lambda folder: gradalign(direction=other_schema(folder)),
+    # selection while a policy trains
+    "selector: no scorer": lambda _: selector("gradalign"),
+    "selector: no dataset": lambda _: selector(AccuracyGreedyScorer(), ROWS),
+    "selector: keep": lambda _: selector(keep=9),
+    "selector: temperature": lambda _: selector(temperature=0),
+    "selector: every": lambda _: selector(every=0),
+    "selector: stop_early of a cosine": lambda _: selector(stop_early=0.95),
+    "selector: stop_early of few rollouts": lambda _: selector(
+        GradAlignScorer(validation=ROLLOUTS, statistic="t"), stop_early=0.95
+    ),
+    "selector: reuse_rollouts of everything": lambda _: selector(keep="100%", reuse_rollouts=True),
+    "selector: the state of another": lambda _: selector().load_state(selector(every=3).state()),
+    "selector: no state": lambda _: selector().load_state({}),
+    "selector: nothing used": lambda _: selector().history_dataset(),
+    "online: max_steps": lambda folder: online.trainer(folder, selector(), max_steps=-1),
+    "online: no selector": lambda folder: online.trainer(folder, AccuracyGreedyScorer()),  # type: ignore[arg-type]
+    "online: no prompts": lambda folder: online.trainer(
+        folder, selector(data=ROLLOUTS.rename_column("prompt", "question"))
+    ),
+    "online: a small pool": lambda folder: online.trainer(folder, selector(), per_device_train_batch_size=16),
+    "online: a scorer with a model": lambda folder: online.trainer(
+        folder, selector(AlignScorer(policy(), tokenizer=tokenizer()))
+    ),
+    "online: a scorer with rollouts": lambda folder: online.trainer(
+        folder, selector(AlignScorer(rollouts=Rollouts(MODEL, "exact")))
+    ),
+    "online: projected features": lambda folder: online.trainer(folder, selector(LearnAlignScorer(projection_dim=4))),
+    "online: other responses": lambda folder: online.trainer(folder, selector(reuse_rollouts=True)),
+    "online: a reward that raises": lambda folder: online.trained(folder, selector(), rewards=raises),
+    "online: no reward": lambda folder: online.trained(
+        folder, selector(AccuracyGreedyScorer()), rewards=lambda completions, **_: [None] * len(completions)
+    ),
+    "online: a scorer without a model": lambda _: LearnAlignScorer()(ROWS[0]),
     # names
     "config name": lambda _: check_names("a/b", "train"),
     "config name: endless": lambda _: check_names("x" * 300, "train"),
@@ -288,6 +326,15 @@ def other_schema(folder: Path) -> Path:
 
 def raise_(error: Exception) -> None:
     raise error
+
+
+def selector(scorer: Any = None, data: Any = ROLLOUTS, **others: Any) -> OnlineSelector:
+    given: dict[str, Any] = {"chunk": 3, "keep": 2, "every": 2, "rollouts": 4}
+    return OnlineSelector(scorer or GradAlignScorer(validation=ROLLOUTS), data, **(given | others))
+
+
+def raises(completions: list[str], **_: Any) -> list[float]:
+    raise RuntimeError("the judge is out")
 
 
 def readme(folder: Path, content: bytes) -> Path:

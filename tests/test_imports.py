@@ -55,10 +55,17 @@ ALLOWED: dict[str, set[str]] = {
     },
     "inputs": {"errors", "sources", "runs"},
     "scoring": {"errors", "rows", "inputs", "scorers"},
+    "plain_yaml": {"errors"},
+    "recipe": {"*"},
+    "stages": {"*"},
     "cli": {"*"},
 }
-DOORS: dict[str, set[str]] = {"scorers.learnalign": {"rollouts.rollouts"}}
-"""What single modules may import beside that: a warmed-up policy samples for itself."""
+DOORS: dict[str, set[str]] = {
+    "scorers.learnalign": {"rollouts.rollouts"},
+    "runs.replay": {"scoring", "rollouts.verify"},
+}
+"""What single modules may import beside that: a warmed-up policy samples for itself, and a run's recipe is written in
+the words of the command line."""
 
 FORBIDDEN_PACKAGES = {
     **{

@@ -510,6 +510,9 @@ def test_the_digest_of_a_tokenizer_ignores_the_state_of_its_last_call() -> None:
     one.chat_template = "{{ messages }}"
     assert tokenizer_digest(one) != before
     assert tokenizer_digest(byte_level(bos=True)) != before
+    ended = byte_level()
+    ended.eos_token = "a"
+    assert tokenizer_digest(ended) != before
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------

@@ -50,11 +50,12 @@ class OnlineSelector:
         seed (`int`, *optional*, defaults to 0): of chunks, responses and order.
         reuse_rollouts (`bool`, *optional*, defaults to False): a problem's first responses of a round are also its
             group of the generation batch that the round was made for, instead of new ones. They are then drawn from
-            the very distribution of training: the policy has not moved between, and the trainer refuses other
-            `temperature`, `top_p`, `max_new_tokens`, or fewer `rollouts` than its `num_generations`. Given the problem
-            alone the group is one as any other. Given that it was chosen, it is not: its rewards are among those it
-            was chosen by, so it has a signal more often than new responses of the same problem. Later batches of the
-            round draw new responses.
+            the very distribution of training (up to rounding: under `bf16` training samples in bfloat16, selection in
+            the type of the weights): the policy has not moved between, and the trainer refuses other `temperature`,
+            `top_p`, `max_new_tokens`, or fewer `rollouts` than its `num_generations`. Given the problem alone the
+            group is one as any other. Given that it was chosen, it is not: its rewards are among those it was chosen
+            by, so it has a signal more often than new responses of the same problem. Later batches of the round draw
+            new responses.
         stop_early (`float`, *optional*): a confidence such as 0.95, for `GradAlignScorer(statistic="t")`. Half of the
             `rollouts` are drawn first; a problem of which it is clear with that probability on which side of the
             selection's edge it will be gets no more (see `integrations.stopping` for the approximation), and its score
@@ -64,7 +65,8 @@ class OnlineSelector:
         selection: rows of the pool that are trained on now, best first; empty before the first round.
         history: one record for each round, JSON: round, step, rows (the chunk), scores (null where there is none),
             signal (whether a row's rewards differ), kept, chance (whether the round was decided by it), rollouts,
-            seconds, policy.
+            seconds, policy (digest of the trained weights), direction (its record), failed (how many rows, by
+            reason), and with `stop_early` stopped (by row) and saved.
         used: one record for each generation batch, JSON: step, round, rows, reused (how many of the groups were drawn
             by the round, see `reuse_rollouts`).
         elapsed, training_rollouts: seconds of training, selection included, and responses drawn for it alone; judge:
@@ -109,7 +111,8 @@ class OnlineSelector:
             raise CurateError(f"seed={seed!r} must be a whole number from 0 on.")
         trusted = 4 * rollouts if validation_rollouts is None else validation_rollouts
         self.validation_rollouts = counted(trusted, "validation_rollouts")
-        if not 0 < temperature < float("inf") or not 0 < top_p <= 1:
+        numbers = all(isinstance(value, (int, float)) for value in (temperature, top_p))
+        if not numbers or not 0 < temperature < float("inf") or not 0 < top_p <= 1:
             raise CurateError(
                 f"temperature={temperature!r} must be above 0 (equal responses have no signal) and top_p={top_p!r} "
                 "above 0 and at most 1."
@@ -118,7 +121,8 @@ class OnlineSelector:
         self.max_new_tokens = None if max_new_tokens is None else counted(max_new_tokens, "max_new_tokens")
         self.chunk = min(counted(chunk, "chunk"), len(pool))
         if self.chunk < chunk:
-            _warn(f"the pool has {len(pool):,} rows and chunk={chunk:,}: every round scores the whole pool.")
+            text = f"the pool has {len(pool):,} rows and chunk={chunk:,}: every round scores the whole pool."
+            warnings.warn(text, UserWarning, stacklevel=2)
         self.reuse_rollouts, self.stop_early = bool(reuse_rollouts), stop_early
         if stop_early is not None:
             self._check_stopping(stop_early)
@@ -127,6 +131,11 @@ class OnlineSelector:
             raise BudgetError(
                 f"keep={keep!r} of a chunk of {self.chunk:,} problems cannot be kept: give a share ('25%') or a "
                 f"number of problems up to {self.chunk:,}."
+            )
+        if self.reuse_rollouts and not self.chooses:
+            raise CurateError(
+                f"reuse_rollouts=True, but keep={keep!r} trains on the trainer's own prompts, to which no round has "
+                "drawn responses: keep less of a chunk, or draw new ones."
             )
         self.selection: list[int] = []
         self.history: list[dict[str, Any]] = []
@@ -293,7 +302,7 @@ class OnlineSelector:
     def _say_once(self, what: str, text: str) -> None:
         if what not in self._said:
             self._said.add(what)
-            _warn(text)
+            warnings.warn(text, UserWarning, stacklevel=3)
 
     # -- state and history --------------------------------------------------------------------------------------------
 
@@ -315,7 +324,8 @@ class OnlineSelector:
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything that goes on, as JSON: a selector with the same settings continues from it exactly."""
+        """Everything that goes on, as JSON: a selector with the same settings continues from it exactly. It holds
+        every round: about 20 kB for a chunk of 512, 22 MB after 1,000 rounds."""
         return {
             "schema": SCHEMA,
             "settings": self.settings(),
@@ -388,7 +398,3 @@ def counted(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise CurateError(f"{name}={value!r} must be a whole number from 1 on.")
     return value
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=4)

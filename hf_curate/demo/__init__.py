@@ -1,7 +1,8 @@
-"""A model of under a million parameters and 800 reasoning traces, some damaged on purpose: all of it runs offline.
+"""Two models of under a million parameters and what they work on; all of it runs offline.
 
-``world`` makes the traces, ``make_data`` wrote ``traces.parquet`` and ``train`` wrote the folder ``arithmetic-0.8m``;
-its ``training.json`` records how.
+``arithmetic-0.8m`` reads 800 reasoning traces, some damaged on purpose: ``world`` makes the traces and ``make_data``
+wrote ``traces.parquet``. ``tasks-0.4m`` is a policy for reinforcement learning on the problems of ``tasks``. ``train``
+wrote both folders by the ``recipes``; their ``training.json`` records how.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MODEL: Path = Path(__file__).parent / "arithmetic-0.8m"
+POLICY: Path = Path(__file__).parent / "tasks-0.4m"
 TRACES: Path = Path(__file__).parent / "traces.parquet"
 
 

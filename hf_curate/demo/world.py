@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 MODULUS = 100
@@ -168,15 +168,15 @@ def written_answer(completion: str) -> str | None:
     return last[1:] if last.startswith("#") else None
 
 
-def split_of(prompt: str) -> str:
-    """The split of a problem, from the SHA-256 of its prompt: see ``SPLITS`` for the shares in percent."""
+def split_of(prompt: str, splits: Mapping[str, range] = SPLITS) -> str:
+    """The split of a problem, from the SHA-256 of its prompt; ``splits`` shares out the percents 0..99."""
     percent = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100
-    return next(name for name, percents in SPLITS.items() if percent in percents)
+    return next(name for name, percents in splits.items() if percent in percents)
 
 
-def draw_problem(rng: random.Random) -> Problem:
-    """One problem: number of operations, start and operations each uniform over what the world allows."""
-    signs = rng.choices(list(OPERANDS), k=rng.choice(OPERATION_COUNTS))
+def draw_problem(rng: random.Random, operations: int | None = None) -> Problem:
+    """One problem: number of operations (unless given), start and operations uniform over what the world allows."""
+    signs = rng.choices(list(OPERANDS), k=operations or rng.choice(OPERATION_COUNTS))
     return Problem(rng.randint(1, MODULUS - 1), tuple((sign, rng.choice(OPERANDS[sign])) for sign in signs))
 
 

@@ -6,6 +6,8 @@ import math
 import warnings
 from typing import Any
 
+import torch
+
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import CurateError
 
@@ -23,6 +25,13 @@ def check_trainer(trainer: Any, selector: OnlineSelector) -> None:
                 f"{name}: selection samples one answer in text to each prompt by itself, and this trainer does more "
                 "than that. Select before training (select) instead."
             )
+    check_data(trainer, selector)
+    types = {parameter.dtype for parameter in trainer.model.parameters()}
+    if trainer.args.cast_lm_head_to_fp32 and types != {torch.float32}:
+        raise CurateError(
+            "cast_lm_head_to_fp32=True gives the LM head another type than the layers before it, and selection's "
+            "gradients need one: load the model in float32, or leave cast_lm_head_to_fp32 away."
+        )
     plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
     if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
         raise CurateError("FSDP and ZeRO-3 keep the policy in pieces, and selection needs it whole: use DDP.")
@@ -34,7 +43,23 @@ def check_trainer(trainer: Any, selector: OnlineSelector) -> None:
             f"every={selector.every} is no multiple of the {steps} optimizer steps from one generation batch to the "
             f"next: rounds wait for the next one. Give a multiple of {steps}.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
+        )
+
+
+def check_data(trainer: Any, selector: OnlineSelector) -> None:
+    """Raises unless prompts can be drawn from the pool, and from the validation set where there is one."""
+    for what, data in (("pool", selector.pool), ("validation set", getattr(selector.scorer, "validation", None))):
+        if data is not None and "prompt" not in data.column_names:
+            raise CurateError(
+                f"the {what} has no column 'prompt', and its columns are {', '.join(data.column_names)}: TRL reads "
+                "'prompt', rename the one that holds it (dataset.rename_column)."
+            )
+    prompts = trainer.args.generation_batch_size // trainer.num_generations
+    if prompts > len(selector.pool):
+        raise CurateError(
+            f"a generation batch takes {prompts:,} prompts and the pool has {len(selector.pool):,}: TRL would end at "
+            "step 0. Give a larger pool, or a smaller per_device_train_batch_size or steps_per_generation."
         )
 
 
@@ -42,6 +67,15 @@ def boundary_steps(trainer: Any) -> int:
     """Every so many optimizer steps a generation batch begins where a step does."""
     micro = trainer.args.steps_per_generation * trainer.num_iterations
     return micro // math.gcd(micro, trainer.args.gradient_accumulation_steps)
+
+
+def where_exact(trainer: Any) -> str:
+    """One sentence on which checkpoints lie on a boundary."""
+    steps = boundary_steps(trainer)
+    begun = trainer.state.global_step - trainer._step // trainer.args.gradient_accumulation_steps
+    if begun % steps:
+        return f"Boundaries are {steps} steps apart, counted from step {begun}, where this training was resumed."
+    return f"Save at multiples of {steps} steps (save_steps={steps}) and it goes on exactly."
 
 
 def check_reuse(trainer: Any, selector: OnlineSelector) -> None:

@@ -8,10 +8,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trl.chat_template_utils import parse_response
+
 from hf_curate.errors import CurateError, RowError
 from hf_curate.rollouts.verify import RIGHT, WRONG, Ids, Row, Verdict, Verifier, same_number
 
 RIGHT_ABOVE = 0.5
+_PARSES = ("response_template", "response_schema")
 _NOT_PASSED = ("prompt", "completion", "completion_ids")  # TRL passes every other column of the row
 
 
@@ -45,8 +48,8 @@ class TrainerRewards(Verifier):
     ) -> list[Verdict | RowError]:
         same_number(completions, rows)
         ids = [list(own) for own in completion_ids or []]
-        chat = [isinstance(row["prompt"], list) for row in rows]
-        given = [self._message(t, n) if c else t for n, (t, c) in enumerate(zip(completions, chat, strict=True))]
+        told = zip(rows, completions, ids or [None] * len(rows), strict=True)
+        given = [self._completion(row["prompt"], text, own) for row, text, own in told]
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in _NOT_PASSED}
         arguments = {"prompts": [row["prompt"] for row in rows], "completions": given, "completion_ids": ids}
         arguments |= {"trainer_state": self.trainer.state, "log_extra": _nowhere, "log_metric": _nowhere}
@@ -54,8 +57,15 @@ class TrainerRewards(Verifier):
         weights: list[float] = self.options["weights"]
         return [_summed(own, weights) for own in zip(*found, strict=True)]
 
-    def _message(self, text: str, number: int) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": text}]
+    def _completion(self, prompt: Any, text: str, ids: list[int] | None) -> str | list[dict[str, Any]]:
+        """A response as a chat message after a chat, parsed where the trainer's tokenizer can; else its text."""
+        if not isinstance(prompt, list):
+            return text
+        tokenizer = self.trainer._tokenizer
+        if ids is None or all(getattr(tokenizer, name, None) is None for name in _PARSES):
+            return [{"role": "assistant", "content": text}]
+        asked = self.trainer._tokenize_prompts([prompt])[0][0]
+        return [parse_response(tokenizer, ids, prefix=list(asked))]
 
     def _called(self, place: int, arguments: dict[str, Any]) -> list[float]:
         """One number for each response, NaN for None."""

@@ -2,10 +2,10 @@
 
 After m of K rollouts a candidate's statistic is t_m. If its s_k (see `gradalign`) were independent normal draws and
 nothing else were known of their mean, t_K would be about normal around t_m sqrt(K / m), with variance (K - m) / m,
-times nu / (nu - 2) (1 + t_m^2 / (2 nu)), nu = m - 1, since their spread is an estimate too. A candidate is decided
-when t_K lies on one side of the threshold with the stated probability, the threshold being the predicted statistic of
-the last candidate that would be kept. Rewards are not normal, so this is an approximation; a test holds it to its
-word on rewards of 0 and 1.
+times nu / (nu - 2) (1 + t_m^2 / (2 nu)), nu = m - 1, since their spread is an estimate too: m must be 4 or more. A
+candidate is decided when t_K lies on one side of the threshold with the stated probability, the threshold being the
+predicted statistic of the last candidate that would be kept. Rewards are not normal, so this is an approximation; a
+test holds it to its word on rewards of 0 and 1.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
-
-FEWEST = 8
-"""Rollouts from which on half of them says something: nu - 2 must be above 0."""
 
 
 def predicted(statistic: float, part: int, whole: int) -> float:
@@ -39,4 +36,4 @@ def decided(statistics: Sequence[float | None], part: int, whole: int, keep: int
     freedom = part - 1
     spread = ((whole - part) / part * freedom / (freedom - 2) * (1.0 + known**2 / (2 * freedom))) ** 0.5
     far = np.abs(means - threshold) >= NormalDist().inv_cdf(confidence) * spread
-    return list(far & ~open_)
+    return (far & ~open_).tolist()

@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import CurateError, MissingPackageError
-from hf_curate.integrations.checks import boundary_steps, check_trainer
+from hf_curate.integrations.checks import check_trainer, where_exact
 from hf_curate.integrations.in_place import InPlace
 from hf_curate.integrations.processes import Processes
 from hf_curate.integrations.rewards import TrainerRewards
@@ -159,13 +159,34 @@ class SelectedGRPOTrainer(Base):
         new = iter(super()._generate_single_turn(lacking, *others, **named)[0] if lacking else ())
         return [next(new) if own is None else list(own) for own in seeded], None
 
+    # -- from beginning to end ----------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, *others: Any, **named: Any) -> Any:
+        if not resume_from_checkpoint:
+            self._check_begins()
+        self._since = time.perf_counter()
+        try:
+            return super().train(resume_from_checkpoint, *others, **named)
+        finally:
+            self._tick()
+            self._since = None
+
+    def _check_begins(self) -> None:
+        """Raises where the selection is of another policy: its next round would be too late, or never."""
+        if self.selector.history:
+            raise CurateError(
+                f"this selector has had {len(self.selector.history)} rounds in another training, the last at step "
+                f"{self.selector.history[-1]['step']}: make a new OnlineSelector(...), or go on with that training, "
+                "train(resume_from_checkpoint=True)."
+            )
+
     # -- account ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         """The selector knows how long training has taken, earlier processes of it included."""
-        now = time.perf_counter()
-        self.selector.elapsed += now - (now if self._since is None else self._since)
-        self._since = now
+        if self._since is not None:
+            now = time.perf_counter()
+            self.selector.elapsed, self._since = self.selector.elapsed + now - self._since, now
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self.selector.history:
@@ -197,8 +218,7 @@ class SelectedGRPOTrainer(Base):
             self._warned = True
             warnings.warn(
                 f"checkpoint-{step} lies within a generation batch: training that is resumed from it generates the "
-                f"rest of the batch anew, with other prompts. Save at multiples of {boundary_steps(self)} steps "
-                f"(save_steps={boundary_steps(self)}) and it goes on exactly.",
+                f"rest of the batch anew, with other prompts. {where_exact(self)}",
                 UserWarning,
                 stacklevel=2,
             )
@@ -210,6 +230,7 @@ class SelectedGRPOTrainer(Base):
             return
         path = Path(checkpoint) / STATE_FILE
         if not path.is_file():
+            self._check_begins()
             warnings.warn(
                 f"{path.parent.name} holds no {STATE_FILE}: it is not of a SelectedGRPOTrainer, and selection begins "
                 "anew.",

@@ -85,7 +85,7 @@ def _sampled(choice: dict[str, Any], chat: bool, prompt: Any) -> Sampled:
     if not isinstance(text, str):
         raise AgainError(f"a choice holds no text: {json.dumps(choice)}")
     valid = text.encode("utf-8", "replace").decode()  # JSON may hold halves of characters
-    own, before = _ids(choice.get("token_ids")), _ids(choice.get("prompt_token_ids", prompt))
+    own, before = _ids(choice.get("token_ids")), _ids(choice.get("prompt_token_ids") or prompt)
     return Sampled(valid, choice.get("finish_reason") == "stop", own, before)
 
 

@@ -51,8 +51,8 @@ class Function(Verifier):
         chat: whether completions are passed as messages, and a prompt of plain text as a user's message; by default
             where the prompt is a chat.
         version: to be raised when the function gives other rewards; by default a digest of its source, and one of what
-            it was made with: arguments of a `partial`, attributes of an object, variables of an enclosing function
-            (plain values count as such, all others by their kind).
+            it was made with: arguments of a `partial`, attributes of an object, variables of an enclosing function,
+            defaults of its parameters (plain values count as such, all others by their kind).
     """
 
     kind = "reward function"
@@ -224,6 +224,8 @@ def _settings_digest(partials: Sequence[functools.partial[Any]], called: Any) ->
     own = {} if inspect.isfunction(owner) else dict(getattr(owner, "__dict__", {}))
     values = [value for one in partials for value in (*one.args, *sorted(one.keywords.items()))]
     values += [*sorted(own.items()), *((name, _content(cell)) for name, cell in zip(names, cells, strict=True))]
+    values += getattr(called, "__defaults__", None) or ()
+    values += sorted((getattr(called, "__kwdefaults__", None) or {}).items())
     text = "\n".join(map(_told_apart, values))
     return f", settings {hashlib.sha256(text.encode()).hexdigest()[:12]}" if values else ""
 

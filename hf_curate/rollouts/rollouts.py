@@ -137,7 +137,10 @@ class Rollouts(ModelScorer):
         return self.server is None or self.server.token_ids
 
     def settings(self) -> dict[str, Any]:
+        from hf_curate.rollouts.sample import named_ends
+
         return {
+            **({"ends": named_ends(self.source)} if self.server is None else {}),
             "n": self.n,
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -150,7 +153,7 @@ class Rollouts(ModelScorer):
         }
 
     def record(self) -> dict[str, Any]:
-        return {**super().record(), "verifier": self.verifier.record(), "columns": list(self.columns)}
+        return {**super().record(), "verifier": self.verifier.record()}
 
     def call(self) -> str:
         server = "" if self.server is None else ", server=server"

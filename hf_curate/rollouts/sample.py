@@ -16,9 +16,12 @@ belong to the batch.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +29,7 @@ import numpy as np
 from hf_curate.errors import CurateError, RowError
 from hf_curate.models import LanguageModel, evaluating
 from hf_curate.rollouts.cached import CachedTexts, check_cache, embeddings
-from hf_curate.weights import context_length
+from hf_curate.weights import ModelSource, context_length
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +55,19 @@ def end_tokens(model: LanguageModel) -> set[int]:
     several = named if isinstance(named, (list, tuple)) else [named]
     own: Any = model.tokenizer.eos_token_id
     return {int(token) for token in (*several, own) if token is not None}
+
+
+def named_ends(source: ModelSource) -> list[int] | None:
+    """The ids that the generation_config of a folder or a live model calls ends, without loading weights; of a Hub
+    model None: its commit settles them."""
+    base, named = source.base, None
+    path = Path(base.name) / "generation_config.json"
+    if base.live is not None:
+        named = getattr(getattr(base.live, "generation_config", None), "eos_token_id", None)
+    elif base.kind == "folder" and path.is_file():
+        with suppress(ValueError):  # no JSON: loading the model says so
+            named = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    return None if named is None else sorted(named if isinstance(named, list) else [named])
 
 
 def sample(

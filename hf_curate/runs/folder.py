@@ -3,6 +3,7 @@
 run.json        the record of a finished run: scorer, source, rows
 scored.parquet  the source's columns and the scores
 plan.json       what the run was begun with: the plan, the scorer, a digest of the rows
+recipe.yaml     what it was begun with as it was typed, for `hf-curate run`
 log.txt         what was done, gone on with, done again, and what failed
 parts/          the finished shards
 rollouts/       a run of its own: the rollouts that a scorer has made for its rows (validation_rollouts/ likewise)
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PLAN_SCHEMA = "hf_curate/plan/1"
 LOG_FILE = "log.txt"
+RECIPE_FILE = "recipe.yaml"
 PARTS = "parts"
 ROLLOUTS = "rollouts"
 VALIDATION_ROLLOUTS = "validation_rollouts"
@@ -247,6 +249,12 @@ class RunFolder:
             write_whole(self.path / PLAN_FILE, now.to_json())
         return now
 
+    def keep_recipe(self, text: str) -> None:
+        """Writes what the run was begun with, unless it is there."""
+        if not (self.path / RECIPE_FILE).exists():
+            with writing(self.shown):
+                write_whole(self.path / RECIPE_FILE, text.encode("utf-8", "backslashreplace"))
+
     def _clear(self) -> None:
         """Removes an earlier run, its record first: no record may stand beside the numbers of another run."""
         with writing(self.shown):
@@ -254,6 +262,7 @@ class RunFolder:
             (self.path / RECORD_FILE).unlink(missing_ok=True)
             Parts(self.path / PARTS, Plan(1, 1, 1), "").clear()
             (self.path / SCORES_FILE).unlink(missing_ok=True)
+            (self.path / RECIPE_FILE).unlink(missing_ok=True)
         if old:
             self.log("the run that was here is replaced")
 

@@ -9,6 +9,7 @@ from hf_curate.errors import ScoreError
 from hf_curate.runs.calling import AnyScorer, batch_rows_of, call_if_there, features_of, plain_rows, what_of
 from hf_curate.runs.failures import failed_rows, refuse_none_scored, tell
 from hf_curate.runs.folder import check_folder, shown_name
+from hf_curate.runs.replay import of_call
 from hf_curate.runs.resumable import Asked, score_in_folder
 from hf_curate.runs.shards import Plan
 from hf_curate.runs.stored import RECORD_FILE, SCHEMA, SCORES_FILE, Run, load_record, load_run
@@ -40,6 +41,7 @@ def score(
     strict: bool = False,
     source: str | None = None,
     batch_rows: int | None = None,
+    recipe: str | None = None,
 ) -> Dataset:
     """Scores every row of a map-style dataset, in this process.
 
@@ -49,8 +51,9 @@ def score(
             `.record()`.
         out: a folder for the run, which is then kept shard by shard: the same call again goes on where it was
             stopped, and gives what it would have given in one piece. It ends up with the scored rows
-            (`scored.parquet`) and the scorer's record (`run.json`), as `hf-curate score` writes them. None: the
-            scores are in the `datasets` cache alone, as with `map`, when all are done.
+            (`scored.parquet`), the scorer's record (`run.json`) and the recipe that replays it (`recipe.yaml`), as
+            `hf-curate score` writes them. None: the scores are in the `datasets` cache alone, as with `map`, when all
+            are done.
         shard_rows: rows of a shard, the most that a stop loses. None: one batch of the scorer's, or more where there
             would be over 10,000 shards.
         overwrite: replace a run of other settings or rows in `out`. One of the same goes on all the same.
@@ -58,6 +61,8 @@ def score(
         source: where the rows came from ("org/name@revision:config/split"), recorded in `out` for `hf-curate select`.
         batch_rows: rows read at a time; rows of similar length are batched within them. None: 256, and 16 for the
             scorers of policy gradients.
+        recipe: the text of `recipe.yaml`, where a command knows what was typed. None: what this call can be replayed
+            by, or comments on what no recipe can hold of it (a live model, a function, a dataset without a source).
 
     Returns:
         The dataset with the scorer's columns, typed. Rows that cannot be scored have nulls and a reason.
@@ -78,7 +83,10 @@ def score(
     Plan.of(len(dataset), batch_rows_of(scorer, batch_rows), shard_rows)  # refuses sizes that are none
     folder = None if out is None else Path(out).expanduser()
     if folder is not None:
-        scored = score_in_folder(dataset, scorer, folder, Asked(shard_rows, batch_rows, overwrite, source))
+        said = {"source": source, "out": str(out), "shard_rows": shard_rows, "strict": strict}
+        recipe = recipe or of_call(scorer, {**said, "batch_rows": batch_rows})
+        asked = Asked(shard_rows, batch_rows, overwrite, source, recipe)
+        scored = score_in_folder(dataset, scorer, folder, asked)
     elif shard_rows is not None:
         raise ScoreError(f"shard_rows={shard_rows} is for runs that are kept in a folder: give out=, or drop it.")
     else:

@@ -56,12 +56,16 @@ TOGETHER = 1000
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller asks for beside the rows and the scorer, as `score` takes it."""
+    """What a caller asks for beside the rows and the scorer, as `score` takes it.
+
+    recipe: the text of recipe.yaml; None for runs inside others, which the others' recipes make again.
+    """
 
     shard_rows: int | None = None
     batch_rows: int | None = None
     overwrite: bool = False
     source: str | None = None
+    recipe: str | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -89,6 +93,8 @@ def score_in_folder(dataset: Dataset, scorer: Any, folder: Path, asked: Asked) -
         check_folder(folder, scorer, digest, asked.overwrite, asked.sizes)  # it may have changed until it was locked
         plan = Plan.of(len(dataset), batch_rows_of(scorer, asked.batch_rows), asked.shard_rows)
         begun = run.begin(Begun(plan, record_of(scorer), digest, conditions_of(scorer)), asked.sizes)
+        if asked.recipe is not None:
+            run.keep_recipe(asked.recipe)
         try:
             return _Scoring(dataset, scorer, run, begun, asked).whole(fingerprint)
         except BaseException as error:

@@ -92,6 +92,9 @@ class Scorer(ABC):
     rolled_by: Mapping[str, Any] | None = None
     """The record of what made the rollouts in the rows, where an earlier run made them; for the record alone."""
 
+    earlier: Sequence[str] = ()
+    """Columns that earlier runs added to the rows; for the record alone."""
+
     keep: Callable[[Any, Scorer], Any] | None = None
     """Set by `score` while it keeps a run in a folder: scores a dataset with another scorer, and keeps that too."""
 
@@ -147,6 +150,7 @@ class Scorer(ABC):
             "model": model,
             "call": self.call(),
             **({} if self.rolled_by is None else {"rollouts": dict(self.rolled_by)}),
+            **({"earlier_columns": list(self.earlier)} if self.earlier else {}),
         }
 
     def call(self) -> str:

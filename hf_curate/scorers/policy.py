@@ -137,9 +137,19 @@ class PolicyScorer(ModelScorer):
 
     def check_columns(self, names: Sequence[str], first_row: Mapping[str, Any] | None) -> None:
         if self._makes(names):
+            self._check_tokenizer()
             self.rollouts.check_columns(names, first_row)
         else:
             super().check_columns(names, first_row)
+
+    def _check_tokenizer(self) -> None:
+        """Raises where sampled ids would be read as those of another tokenizer."""
+        ours, theirs = (room.settings().get("tokenizer_sha256") for room in (self.reader, self.rollouts))
+        if "response_ids" in self.rollouts.columns and ours and theirs and ours != theirs:
+            raise ScoreError(
+                f"rollouts= samples with another tokenizer (sha256 {theirs[:12]}, this scorer's {ours[:12]}), "
+                "and its token ids would be read as other text: give both the same model and tokenizer."
+            )
 
     def complete(self, dataset: Any) -> Any:
         """The dataset with rollouts, made if it lacks them."""
@@ -291,7 +301,8 @@ class DirectedScorer(PolicyScorer):
         """Fits on the dataset, unless the scorer is fitted."""
         if self.fitted is None:
             check_pool(dataset)
-            self._fit(dataset, self._key or self._fit_key(dataset))  # named before its rows had rollouts
+            key, made = self._key or self._fit_key(dataset), self.rolled_by or {}  # named before its rows had rollouts
+            self._fit(dataset, key, verifier=made.get("verifier"))
             self._implicit = True
         self._check_still()
 
@@ -367,11 +378,13 @@ class DirectedScorer(PolicyScorer):
     ) -> Self:
         path = Path(out).expanduser().resolve() if out is not None else cached(key, self._suffix())
         self._at_hand, self._record, self._implicit = None, None, False
-        if not self._is_there(path, key):
+        verifier = verifier or (None if self.rollouts is None else self.rollouts.verifier.record())
+        said = {"source": public_name(source), "verifier": verifier}
+        if self._is_there(path, key):  # made of the same rows, which may have come from elsewhere
+            self._record = {**self._record_at(path), **json.loads(json.dumps(said, sort_keys=True))}
+        else:
             check_writable(path)
-            dataset = self.complete(dataset)
-            verifier = verifier or (None if self.rollouts is None else self.rollouts.verifier.record())
-            self._make(dataset, path, key, {"source": public_name(source), "verifier": verifier})
+            self._make(self.complete(dataset), path, key, said)
         self.fitted = Fitted(path, key, self._file_digest(path))
         return self
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from hf_curate.demo import world
 
 trl = pytest.importorskip("trl")
+from trl.chat_template_utils import parse_response  # noqa: E402
 
 
 class Watched(trl.GRPOTrainer):
@@ -88,8 +89,10 @@ def test_the_hooks_take_what_we_pass_on() -> None:
         "_load_optimizer_and_scheduler": ["self", "checkpoint"],
         "_tokenize_prompts": ["self", "prompts"],
         "log": ["self", "logs", "start_time"],
+        "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     }.items():
         assert list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters) == parameters, name
+    assert list(inspect.signature(parse_response).parameters)[:3] == ["tokenizer", "ids", "prefix"]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +185,13 @@ def test_checkpoints_are_saved_after_a_step_and_loaded_before_the_first(tmp_path
     assert again.named("load")[0][1] == str(tmp_path / "checkpoint-2")
     assert [step for step, _ in again.named("generate")] == [2, 3]
     assert [rows for _, rows in again.named("generate")] == [rows for _, rows in trainer.named("generate")][2:]
+
+
+def test_a_dataset_smaller_than_a_generation_batch_ends_training_at_once(tmp_path: Path) -> None:
+    trainer = watched(tmp_path, per_device_train_batch_size=18)
+    assert trainer.args.generation_batch_size == 18
+    trainer.train()
+    assert (trainer.state.global_step, trainer.named("generate")) == (0, [])
 
 
 def test_the_trainer_holds_what_selection_asks_it_for(tmp_path: Path) -> None:

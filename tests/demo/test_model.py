@@ -7,13 +7,14 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_curate.demo import MODEL, load_traces, make_data, train, world
+from hf_curate.demo import MODEL, load_traces, make_data, recipes, train, world
 from hf_curate.demo.evaluate import MAX_NEW_TOKENS, greedy_accuracy, greedy_rollouts
 from hf_curate.demo.tokenizer import CHARACTERS, EOS_ID, PAD_ID, SPECIALS, UNK_ID
 
@@ -105,16 +106,17 @@ def test_rollouts_have_room_for_every_clean_trace(tokenizer: PreTrainedTokenizer
 
 def test_training_record_matches_the_code() -> None:
     record = json.loads((MODEL / "training.json").read_text())
-    assert record["data"] == train.describe_data()
-    assert record["settings"] == train.asdict(train.Settings())
+    assert record["data"] == recipes.ARITHMETIC.data()
+    assert record["settings"] == asdict(recipes.ARITHMETIC.settings)
     assert record["data"]["traces"] == {"rows": 800, "damaged_share": 0.4, "seed": make_data.SEED}
-    assert train.ACCEPTED[0] <= record["greedy_accuracy"]["all"] <= train.ACCEPTED[1]
+    assert recipes.ACCEPTED[0] <= record["greedy_accuracy"]["all"] <= recipes.ACCEPTED[1]
+    assert recipes.ARITHMETIC.complaint(record) == ""
     assert record["checks"][-1]["step"] == record["steps"]
 
 
 def test_labels_cover_the_completion_and_its_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
     problems = world.draw_problems(5, random.Random(1), "train")
-    batch = train.collate(problems, tokenizer)
+    batch = train.collate([(problem.prompt, world.clean(problem)) for problem in problems], tokenizer)
     for row, problem in enumerate(problems):
         learnt = batch["labels"][row][batch["labels"][row] != -100]
         assert tokenizer.decode(learnt) == world.clean(problem) + "<eos>"
@@ -122,7 +124,7 @@ def test_labels_cover_the_completion_and_its_end_token(tokenizer: PreTrainedToke
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
-    settings = train.Settings(warmup_steps=4, max_steps=20)
+    settings = recipes.Settings(warmup_steps=4, max_steps=20)
     factors = [train.learning_rate_factor(step, settings) for step in range(21)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4:] == sorted(factors[4:], reverse=True)
@@ -134,10 +136,17 @@ def test_importing_the_demo_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_recipe_builds_what_is_shipped(tokenizer: PreTrainedTokenizerBase) -> None:
+    built = train.build_model(tokenizer, recipes.ARITHMETIC).config.to_dict()
+    shipped = AutoConfig.from_pretrained(MODEL).to_dict()
+    by_saving = {"dtype", "architectures", "_name_or_path"}
+    assert {name for name in built | shipped if built.get(name) != shipped.get(name)} <= by_saving
+
+
 def test_an_untrained_model_is_saved_and_refused(tmp_path: Path) -> None:
-    settings = train.Settings(max_steps=2, batch_rows=4, check_every=1, check_rows=4, measure_rows=8, threads=1)
+    settings = recipes.Settings(max_steps=2, batch_rows=4, check_every=1, check_rows=4, measure_rows=8, threads=1)
     with pytest.raises(SystemExit, match="outside"):
-        train.run(tmp_path, settings)
+        train.run(tmp_path, recipes.ARITHMETIC, settings)
     assert {path.name for path in tmp_path.iterdir()} == FILES
     record = json.loads((tmp_path / "training.json").read_text())
     assert [check["step"] for check in record["checks"]] == [1, 2]

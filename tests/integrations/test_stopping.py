@@ -42,7 +42,9 @@ def test_decisions_are_wrong_no_more_often_than_stated(rollouts: int, confidence
 
 
 def test_no_signal_and_no_score_are_never_decisions() -> None:
-    assert decided([None, 0.0, 9.0, -9.0], 8, 16, 2, 0.9) == [False, False, True, True]
+    found = decided([None, 0.0, 9.0, -9.0], 8, 16, 2, 0.9)
+    assert found == [False, False, True, True]
+    assert all(isinstance(one, bool) for one in found), "they are written into checkpoints"
 
 
 def test_more_confidence_decides_less() -> None:

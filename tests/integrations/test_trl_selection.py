@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from hf_curate.errors import CurateError, DirectionError, ScoreError
 from hf_curate.integrations.in_place import VALIDATION
 from hf_curate.integrations.trl import STATE_FILE, OnlineSelector, SelectedGRPOTrainer
 from hf_curate.models import load_model
+from hf_curate.rollouts.sample import end_tokens
 from hf_curate.scorers.in_training import policy_record
 from hf_curate.weights import ModelSource
 
@@ -200,6 +202,20 @@ def test_training_sees_the_kept_problems_each_with_its_group(tmp_path: Path) -> 
     assert chosen.history_dataset()["prompt"][:] == [prompt for rows in expected for prompt, _ in rows]
 
 
+def test_a_model_by_its_folder_with_the_pool_as_its_dataset_trains(tmp_path: Path) -> None:
+    pool = online.problems(20)
+    one = SelectedGRPOTrainer(
+        str(rollouts.saved_policy(tmp_path / "policy")),
+        reward_funcs=online.reward,
+        args=online.settings(tmp_path / "run", max_steps=1),
+        train_dataset=pool,
+        selector=online.selector(pool),
+    )
+    one.train()
+    assert any(one.selector.history[0]["scores"])
+    assert one.selector.used[0]["step"] == 0
+
+
 STATISTICS = ["cosine", "dot", "t", "corr"]
 
 
@@ -325,6 +341,41 @@ def test_prompts_are_those_of_training_also_by_a_template_with_options(tmp_path:
     assert any(chosen.history[0]["signal"])
 
 
+@pytest.mark.parametrize("parsed", [False, True], ids=["plain", "a tokenizer that parses"])
+def test_a_reward_sees_answers_of_selection_as_those_of_training(tmp_path: Path, parsed: bool) -> None:
+    template = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}<|assistant|>"
+    tokenizer = tiny.byte_level(pad_token="</s>", chat_template=template)
+    if parsed:
+        tokenizer.response_template = {
+            "defaults": {"role": "assistant"},
+            "start_anchor": "<|assistant|>",
+            "fields": {
+                "reasoning_content": {"open_pattern": "^", "close_pattern": "e", "content": "text"},
+                "content": {"close_pattern": "$", "content": "text"},
+            },
+        }
+    seen: dict[bool, list[tuple[list[int], Any]]] = {False: [], True: []}
+
+    def reward(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        training = len(prompts) == 16
+        seen[training] += [(ids, answer) for ids, [answer] in zip(completion_ids, completions, strict=True)]
+        return [float("t" in answer["content"]) for [answer] in completions]
+
+    pool = Dataset.from_dict({"prompt": [[{"role": "user", "content": f"{n} + 2?"}] for n in range(4)]})
+    given: dict[str, Any] = {"chunk": 4, "keep": 2, "rollouts": 8, "temperature": 1.0, "top_p": 1.0}
+    SelectedGRPOTrainer(
+        tiny.tiny(vocabulary=len(tokenizer)),
+        reward,
+        online.settings(tmp_path, max_steps=1, per_device_train_batch_size=16, num_generations=8),
+        processing_class=tokenizer,
+        selector=OnlineSelector(AccuracyGreedyScorer(), pool, reuse_rollouts=True, **given),
+    ).train()
+    ours = {tuple(ids): answer for ids, answer in seen[False]}
+    assert len(seen[False]) == 32
+    assert [answer for _, answer in seen[True]] == [ours[tuple(ids)] for ids, _ in seen[True]]
+    assert any("reasoning_content" in answer for _, answer in seen[True]) == parsed
+
+
 # -- responses used again ---------------------------------------------------------------------------------------------
 
 SAME: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "reuse_rollouts": True}
@@ -357,6 +408,7 @@ def test_the_first_groups_of_a_round_are_those_it_drew(tmp_path: Path, keep: int
         return record
 
     one._in_place.round = selecting
+    assert set(one.eos_token_ids) == end_tokens(one._in_place.policy), "responses end where those of training do"
     one.train()
     assert [batch["reused"] for batch in chosen.used] == [reused, 0, reused, 0]
     for number, (batch, ids) in enumerate(zip(chosen.used, answers, strict=True)):
@@ -396,7 +448,9 @@ def test_problems_that_are_decided_by_half_of_their_rollouts_get_no_more(tmp_pat
         return online.selector(online.problems(16), scorer, chunk=16, keep=4, **others)
 
     early, half = selector(rollouts=16, stop_early=0.6), selector(rollouts=8)
-    one = online.trained(tmp_path / "early", early, max_steps=1)
+    one = online.trained(tmp_path / "early", early, max_steps=1, save_strategy="steps", save_steps=1)
+    kept = json.loads((tmp_path / "early" / "checkpoint-1" / STATE_FILE).read_text("utf-8"))
+    assert kept["history"] == early.history
     online.trained(tmp_path / "half", half, max_steps=1)
     record, first = early.history[0], half.history[0]
     stopped = record["stopped"]
@@ -460,7 +514,8 @@ def test_a_checkpoint_within_a_generation_batch_is_warned_of_with_what_avoids_it
         warnings.filterwarnings("error", message=".*lies within")
         online.trained(tmp_path / "two", online.selector(), save_steps=2, **given)
     resumed = online.trainer(tmp_path / "one", online.selector(), **given)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-1"))
+    with pytest.warns(UserWarning, match=r"checkpoint-2 lies within.*2 steps apart, counted from step 1, where this"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-1"))
     assert [batch["step"] for batch in resumed.selector.used] == [0, 1, 3]
 
 
@@ -472,6 +527,34 @@ def test_a_checkpoint_without_a_selector_and_one_of_another_are_told(tmp_path: P
     (tmp_path / "checkpoint-1" / STATE_FILE).unlink()
     with pytest.warns(UserWarning, match=r"checkpoint-1 holds no selector.json"):
         online.trainer(tmp_path, online.selector(), max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_a_selector_of_another_training_is_refused_before_it_trains(tmp_path: Path) -> None:
+    chosen = online.selector()
+    one = online.trained(tmp_path, chosen, max_steps=3, save_strategy="steps", save_steps=3)
+    weights = [parameter.clone() for parameter in one.model.parameters()]
+    says = (
+        r"has had 2 rounds in another training, the last at step 2.*OnlineSelector\(\.\.\.\).*resume_from_checkpoint"
+    )
+    with pytest.raises(CurateError, match=says):
+        one.train()
+    with pytest.raises(CurateError, match=says):
+        online.trained(tmp_path / "other", chosen)
+    assert all(map(torch.equal, weights, one.model.parameters()))
+    (tmp_path / "checkpoint-3" / STATE_FILE).rename(tmp_path / STATE_FILE)
+    with pytest.raises(CurateError, match=says):
+        one.train(resume_from_checkpoint=True)
+    (tmp_path / STATE_FILE).rename(tmp_path / "checkpoint-3" / STATE_FILE)
+    one.args.max_steps = 4
+    one.train(resume_from_checkpoint=True)
+    assert [batch["step"] for batch in chosen.used] == [0, 1, 2, 3]
+
+
+def test_time_between_trainings_is_not_of_training(tmp_path: Path) -> None:
+    one = online.trained(tmp_path, online.selector(), max_steps=1)
+    spent = one.selection_record()["seconds"]["all"]
+    time.sleep(0.05)
+    assert one.selection_record()["seconds"]["all"] == spent
 
 
 # -- two processes ----------------------------------------------------------------------------------------------------
@@ -626,6 +709,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "has a model of its own",
     ),
     "projection": ({"selector": online.selector(scorer=LearnAlignScorer(projection_dim=4))}, "projection_dim=4 keeps"),
+    "no prompts": (
+        {"selector": online.selector(online.problems(20).rename_column("prompt", "question"))},
+        r"the pool has no column 'prompt', and its columns are question, digit: .*rename_column",
+    ),
+    "no prompts in the validation set": (
+        {
+            "selector": online.selector(
+                scorer=GradAlignScorer(validation=online.problems(2).rename_column("prompt", "question"))
+            )
+        },
+        r"the validation set has no column 'prompt'",
+    ),
+    "small pool": (
+        {"selector": online.selector(online.problems(1), chunk=1, keep="50%")},
+        r"takes 2 prompts and the pool has 1: TRL would end at step 0",
+    ),
+    "other types": (
+        {"cast_lm_head_to_fp32": True, "model": online.policy().to(torch.bfloat16)},
+        "cast_lm_head_to_fp32=True gives the LM head another type",
+    ),
     "frozen set": (
         {"selector": online.selector(scorer=AlignScorer(parameters="norm")), "peft_config": lora()},
         "trains none of the parameters of the set 'norm'",
@@ -638,10 +741,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_cannot_be_selected_for_is_refused_before_training(tmp_path: Path, case: str) -> None:
     given, says = copy.copy(REFUSED[case][0]), REFUSED[case][1]
-    args = online.settings(tmp_path, max_steps=given.pop("max_steps", 2))
+    asked = {name: given.pop(name) for name in ("max_steps", "cast_lm_head_to_fp32") if name in given}
+    args = online.settings(tmp_path, **({"max_steps": 2} | asked))
     with pytest.raises(CurateError, match=says):
         SelectedGRPOTrainer(
-            online.policy(),
+            given.pop("model", None) or online.policy(),
             online.reward,
             args,
             processing_class=rollouts.tokenizer(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,31 @@ def refuses(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     return line
 
 
+LOADED = """
+import json
+from hf_curate import load_curated
+again = load_curated("alice/rl", "rl")
+print(json.dumps([again.indices.tolist(), again.problems, again.manifest["verification"]["verifier"]]))
+"""
+
+
+def pushes(curated: Path, home: Path) -> list[str]:
+    """What is printed where the folder is pushed to a Hub: by the plan, by the push, by `LOADED` after it."""
+    push, said = ["-m", "hf_curate.cli", "push", str(curated), "alice/rl"], []
+    with LoopbackHub() as hub:
+        for arguments in ([*push, "--dry-run"], push, ["-c", LOADED]):
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                env=os.environ | hub.env("hf_alice", home),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout)
+    return said
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
@@ -112,7 +138,7 @@ def test_it_makes_the_run_that_score_makes_in_python(
     assert run.identity == by_hand().identity == load_run(tmp_path / "python").identity
     assert run.source == "local file problems.jsonl"
     assert run.record()["verifier"] == answers().record()
-    assert set(run.columns) == set(by_hand().columns) == set(run.record()["columns"])
+    assert set(run.columns) == set(by_hand().columns)
     out = tmp_path / "again"
     said = says(capsys, "rollouts", place / "problems.jsonl", *POLICY, *EXACT, *SAMPLED, "--out", out)
     outcomes = [one for row in rolled["rollouts_outcomes"] for one in row or []]
@@ -253,35 +279,31 @@ def test_from_rollouts_to_a_push_by_the_command_line(
         assert manifest["selector"]["direction"]["source"] == "local file trusted.jsonl"
         assert manifest["selector"]["direction"]["verifier"] == answers().record()
 
-    with LoopbackHub() as hub:
-        done = subprocess.run(
-            [sys.executable, "-m", "hf_curate.cli", "push", str(curated), "alice/rl", "--dry-run"],
-            env=os.environ | hub.env("hf_alice", tmp_path / "home"),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    assert "Rewards come from the contract `exact`, version `1` (deterministic checker)." in done.stdout
-    assert "| sampling `n` | `4` |" in done.stdout
-    assert "#### Rollouts" in done.stdout
+    planned, pushed, loaded = pushes(curated, tmp_path / "home")
+    assert "Rewards come from the contract `exact`, version `1` (deterministic checker)." in planned
+    assert "| sampling `n` | `4` |" in planned
+    assert "#### Rollouts" in planned
+    assert 'next: load_dataset("alice/rl", "rl", split="train")' in pushed
+    assert json.loads(loaded) == [load_curated(curated, "rl").indices.tolist(), [], answers().record()]
 
 
 def test_a_baseline_and_a_parquet_file_of_a_run_keep_the_contract_too(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    once, twice = tmp_path / "greedy", tmp_path / "random"
+    once, twice, thrice = tmp_path / "greedy", tmp_path / "random", tmp_path / "thrice"
     scores = place / "problems-rolled" / "scored.parquet"
     says(capsys, "score", scores, "--scorer", "accuracy-greedy", "--out", once)
     says(capsys, "score", once, "--scorer", "random", "--out", twice)
-    for run, ours in ((once, "accuracy_greedy_score"), (twice, "random_score")):
+    says(capsys, "score", twice, "--scorer", "pass-rate-band", "--out", thrice)
+    runs = {once: "accuracy_greedy_score", twice: "random_score", thrice: "pass_rate_band_score"}
+    for run, ours in runs.items():
         says(capsys, "select", run, "--budget", "3", "--out", tmp_path / "curated", "--config", run.name)
         manifest = load_curated(tmp_path / "curated", run.name).manifest
         assert manifest["verification"]["verifier"] == answers().record()
         assert manifest["source"]["id"] == "local file problems.jsonl"
         assert "rewards" in manifest["columns"]["scores"]
         assert ours in manifest["columns"]["scores"]
-        assert manifest["source"]["columns"][:2] == ["prompt", "answer"]
+        assert manifest["source"]["columns"] == ["prompt", "answer"], "what earlier runs added is not the source's"
     copied = tmp_path / "copy.parquet"
     copied.write_bytes(scores.read_bytes())
     says(capsys, "score", copied, "--scorer", "accuracy-greedy", "--out", tmp_path / "copied")
@@ -298,6 +320,77 @@ def test_rewards_of_another_column_are_not_called_the_verifier_s(
         out = tmp_path / named
         says(capsys, "score", tmp_path / "both", "--scorer", "accuracy-greedy", "--rewards", named, "--out", out)
         assert ("rollouts" in load_run(out).record()) == known
+        says(capsys, "select", out, "--budget", "3", "--out", tmp_path / "curated", "--config", named)
+        manifest = load_curated(tmp_path / "curated", named).manifest
+        assert (manifest["verification"] is not None) == known, "outcomes are those of the verifier's own rewards"
+        assert manifest["source"]["columns"] == ["prompt", "answer", "mine"]
+
+
+def test_rollouts_that_are_made_again_are_not_the_source_s_columns_either(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once, again = tmp_path / "greedy", tmp_path / "again"
+    says(capsys, "score", place / "trusted-rolled", "--scorer", "accuracy-greedy", "--out", once)
+    says(capsys, "rollouts", once, *POLICY, *EXACT, *SAMPLED, "--seed", "1", "--out", again)
+    says(capsys, "select", again, "--budget", "3", "--out", tmp_path / "curated", "--config", "again")
+    manifest = load_curated(tmp_path / "curated", "again").manifest
+    assert manifest["source"]["columns"] == ["prompt", "answer"]
+    assert manifest["verification"]["sampling"]["seed"] == 1
+
+
+def changed(folder: Path, file: str, **settings: Any) -> Path:
+    """A copy of the policy with other settings in one of its files."""
+    shutil.copytree(MODEL, folder)
+    said = json.loads((folder / file).read_text("utf-8"))
+    (folder / file).write_text(json.dumps(said | settings), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("which", ["pool", "validation"])
+def test_token_ids_of_another_tokenizer_are_refused_and_their_texts_are_not(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str
+) -> None:
+    other = changed(tmp_path / "other", "tokenizer_config.json", eos_token="0")
+    rolled, trusted = place / "problems-rolled", place / "trusted-rolled"
+    if which == "validation":  # the pool's rollouts are the other policy's own
+        options = ["--model", other, "--dtype", "float32", *EXACT, *SAMPLED, "--out", tmp_path / "rolled"]
+        says(capsys, "rollouts", place / "problems.jsonl", *options)
+        rolled = tmp_path / "rolled"
+    options = ["--scorer", "gradalign", "--validation", trusted, "--model", other, "--dtype", "float32"]
+    options += ["--parameters", "mlp.down_proj", "--out", tmp_path / "run"]
+    name = "problems" if which == "pool" else "trusted"
+    said = f"the token ids of local file {name}.jsonl were sampled with another tokenizer (sha256 "
+    assert said in refuses(capsys, "score", rolled, *options)
+    assert not (tmp_path / "run").exists()
+    says(capsys, "score", rolled, *options, "--responses", "responses")
+
+
+def test_gradients_of_another_model_than_the_one_that_sampled_are_warned_of(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = changed(tmp_path / "other", "config.json", rms_norm_eps=1e-5)
+    rolled, options = place / "problems-rolled", ["--model", other, "--dtype", "float32"]
+    options += ["--scorer", "learnalign", "--parameters", "mlp.down_proj"]
+    assert cli.main([str(one) for one in ("score", rolled, *options, "--out", tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "the rollouts of local file problems.jsonl were sampled by arithmetic-0.8m (" in said
+    assert "and gradients are taken of other (" in said
+    assert cli.main([str(one) for one in ("score", rolled, "--scorer", "random", "--out", tmp_path / "random")]) == 0
+    assert "were sampled by" not in capsys.readouterr().err
+
+
+def test_a_direction_from_the_cache_is_of_the_source_and_the_verifier_of_its_rows_as_they_are_now(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trusted = place / "trusted-rolled"
+    unknown, found = write(tmp_path / "unknown.jsonl", load_run(trusted).dataset.to_list()), {}
+    for name, validation in (("unknown", unknown), ("known", trusted)):
+        options = ["--scorer", "gradalign", "--validation", validation, *SCORED, "--out", tmp_path / name]
+        says(capsys, "score", place / "problems-rolled", *options)
+        found[name] = load_run(tmp_path / name).record()["direction"]
+    assert found["unknown"]["key"] == found["known"]["key"], "the second is taken from the cache"
+    assert (found["unknown"]["source"], found["unknown"]["verifier"]) == ("local file unknown.jsonl", None)
+    assert (found["known"]["source"], found["known"]["verifier"]) == ("local file trusted.jsonl", answers().record())
 
 
 def test_the_direction_names_the_verifier_of_the_rows_that_it_was_fitted_on(
@@ -320,6 +413,8 @@ def test_the_direction_names_the_verifier_of_the_rows_that_it_was_fitted_on(
     options = ["--scorer", "learnalign", *SCORED, "--out", tmp_path / "l", "--save-direction", tmp_path / "l.st"]
     says(capsys, "score", rolled, *options)
     assert load_run(tmp_path / "l").record()["direction"]["verifier"] == answers().record()
+    says(capsys, "score", rolled, "--scorer", "learnalign", *POLICY, "--parameters", "o_proj", "--out", tmp_path / "i")
+    assert load_run(tmp_path / "i").record()["direction"]["verifier"] == answers().record()
 
 
 def test_a_run_that_was_scored_in_python_without_a_source_is_called_by_its_folder(
@@ -356,6 +451,8 @@ def test_from_rollouts_to_a_saved_config_in_python_on_gsm8k(tmp_path: Path, meth
     assert sum(again.manifest["verification"]["outcomes"]["all"].values()) == 32
     assert again.manifest["rollouts"]["rows"] == {"scored": 8, "kept": 4}
     assert again.manifest["source"]["columns"] == ["question", "answer"]
+    loaded = json.loads(pushes(tmp_path / "curated", tmp_path / "home")[-1])
+    assert loaded == [again.indices.tolist(), [], rollouts.verifier.record()]
 
 
 # -- what cannot be done ----------------------------------------------------------------------------------------------
@@ -389,6 +486,10 @@ SERVER = ["--server", "http://127.0.0.1:9/v1"]
         (["rollouts", "PLACE", *POLICY, *EXACT, "--out", "x"], "holds no finished run (no run.json): give 'org/name'"),
         (["score", "PLACE", *POLICY, "--out", "x"], "or the folder of a run that hf-curate rollouts or hf-curate"),
         (["score", "ROLLED", "--scorer", "random", "--out", "ROLLED"], "the run 'problems-rolled' would be read and"),
+        (
+            ["score", "PROBLEMS", "--scorer", "gradalign", "--validation", "ROLLED", *POLICY, "--out", "ROLLED"],
+            "the run 'problems-rolled' would be read and written",
+        ),
         (["score", "ROLLED", *POLICY, "--out", "x"], "hold rollouts and no trace"),
         (
             ["score", "ROLLED", "--scorer", "gradalign", "--validation", "PLACE", *POLICY, "--out", "x"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -379,6 +380,28 @@ def test_the_identity_changes_with_whatever_changes_rollouts_or_rewards_and_with
     same = [roller(device="cpu"), roller(batch_tokens=9), roller(temperature=1), roller(answers(numbers=True))]
     assert {made.identity for made in same} == {identities[0]}
     assert roller(verifier("math", workers=1)).identity == roller("math").identity
+
+
+def test_the_identity_changes_with_the_tokens_that_end_a_response(tmp_path: Path) -> None:
+    def identity(model: Any, own: Any) -> str:
+        return Rollouts(model, "exact", tokenizer=own).identity
+
+    folder = tmp_path / "policy"
+    shutil.copytree(MODEL, folder)
+    said = json.loads((folder / "generation_config.json").read_text())
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    own = AutoTokenizer.from_pretrained(folder)
+    before = identity(folder, None), identity(model, own)
+    for ends in (7, [own.eos_token_id, 7]):
+        (folder / "generation_config.json").write_text(json.dumps(said | {"eos_token_id": ends}))
+        model.generation_config.eos_token_id = ends
+        assert identity(folder, None) != before[0]
+        assert identity(model, own) != before[1]
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    assert identity(folder, None) == before[0]
+    own.eos_token = "0"
+    model.generation_config.eos_token_id = said["eos_token_id"]
+    assert identity(model, own) != before[1]
 
 
 def test_the_record_is_json_and_holds_the_contract_and_the_settings() -> None:

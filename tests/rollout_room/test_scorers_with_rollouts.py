@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from problems import CONTEXT, answers, problems, rolled, roller, sampling
+from transformers import AutoTokenizer
 
 from hf_curate import AlignScorer, GradAlignScorer, LearnAlignScorer, score, verifier
 from hf_curate.demo import MODEL
@@ -148,6 +149,15 @@ def test_the_columns_are_those_of_the_rollouts_and_of_the_score(trusted: Dataset
     own = LearnAlignScorer(MODEL, rollouts=roller(), **OPTIONS)
     assert set(own.columns) == {*roller().columns, *LearnAlignScorer(MODEL, **OPTIONS).columns}
     assert set(own.reads(["id", "prompt", "answer"])) == {"prompt", "answer"}
+
+
+def test_rollouts_of_another_tokenizer_are_refused_where_their_ids_would_be_read(pool: Dataset, made: Dataset) -> None:
+    other = AutoTokenizer.from_pretrained(MODEL)
+    other.eos_token = "0"
+    scorer = LearnAlignScorer(MODEL, rollouts=roller(tokenizer=other), **OPTIONS)
+    with pytest.raises(ScoreError, match=r"another tokenizer \(sha256 [0-9a-f]{12}, this scorer's [0-9a-f]{12}\)"):
+        scorer.check_columns(pool.column_names, pool[0])
+    scorer.check_columns(made.column_names, made[0])
 
 
 def test_something_else_in_the_place_of_rollouts_is_refused() -> None:

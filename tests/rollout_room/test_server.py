@@ -21,6 +21,7 @@ from openai_loopback import Fault, OpenAILoopback
 
 from hf_curate.errors import CurateError, MissingPackageError, RowError
 from hf_curate.rollouts import wire
+from hf_curate.rollouts.completions import _read
 from hf_curate.rollouts.server import Sampled, ServerGenerator
 
 pytest.importorskip("httpx2")
@@ -139,6 +140,12 @@ def test_token_ids_are_asked_for_and_kept_where_that_is_said(loopback: OpenAILoo
     assert repr(server).endswith(", token_ids=True)")
     assert pickle.loads(pickle.dumps(server)).token_ids
     assert (server.record()["token_ids"], at(loopback).record()["token_ids"]) == (True, False)
+
+
+def test_a_choice_that_repeats_no_prompt_ids_has_those_of_its_answer() -> None:
+    choice = {"message": {"content": "a"}, "token_ids": [3], "prompt_token_ids": None}
+    [found] = _read({"choices": [choice], "prompt_token_ids": [7, 8]}, "chat")
+    assert (found.token_ids, found.prompt_ids) == ([3], [7, 8])
 
 
 @pytest.mark.parametrize("told", [None, [], "314", [3, "1"], [3.0], [True]])

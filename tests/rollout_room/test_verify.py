@@ -459,8 +459,30 @@ def longer(least: int) -> Any:
     return reward
 
 
+def by_default(least: int) -> Any:
+    def reward(completions: Sequence[str], most: int = least, **columns: Any) -> list[float]:
+        return longer_than(completions, most)
+
+    return reward
+
+
+def by_keyword(least: int) -> Any:
+    def reward(completions: Sequence[str], *, most: int = least, **columns: Any) -> list[float]:
+        return longer_than(completions, most)
+
+    return reward
+
+
 @pytest.mark.parametrize(
-    "make", [lambda n: functools.partial(longer_than, least=n), Longer, lambda n: Longer(n).__call__, longer]
+    "make",
+    [
+        lambda n: functools.partial(longer_than, least=n),
+        Longer,
+        lambda n: Longer(n).__call__,
+        longer,
+        by_default,
+        by_keyword,
+    ],
 )
 def test_a_reward_function_made_with_other_settings_is_another_contract(make: Any) -> None:
     one, two, same = (verifier(make(least)) for least in (1, 2, 1))

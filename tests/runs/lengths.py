@@ -62,6 +62,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def results_of(folder: Path) -> dict[str, bytes]:
-    """What a run has computed: all of its files but the log, which tells how."""
+    """What a run has computed: all of its files but the log, which tells how, and the recipe, which names the
+    folder."""
     found = files_of(folder)
-    return {name: content for name, content in found.items() if Path(name).name != "log.txt"}
+    return {name: content for name, content in found.items() if Path(name).name not in ("log.txt", "recipe.yaml")}

@@ -1,0 +1,301 @@
+"""GRPO on problems that are chosen again every few steps: the three settings of GradAlign, small, trained to the end.
+
+    python examples/11_online_scenarios.py                                     one setting, a few steps
+    python examples/11_online_scenarios.py --full --json online.json --plot online.png
+
+The shipped policy of three task families is trained by `SelectedGRPOTrainer`; every 10 optimizer steps the next chunk
+of the pool is scored with the policy as it is, and its best quarter is trained on. The settings: `noisy` (half of the
+pool, chosen at random, has coin tosses for rewards), `unbalanced` and `low-utility` (see scenarios.py). Compared are
+GradAlign by each statistic, LearnAlign, accuracy-greedy and random problems at equal optimizer steps, and random
+problems once more with as many steps as all rollouts of GradAlign would pay for (`random, same rollouts`).
+
+Printed are the accuracy on held-out problems (mean reward of 4 rollouts at temperature 1, true rewards) before and
+after, the paired difference to random, and what share of the selection was bad (corrupted, or beside the point) at the
+steps where a round took place. A seed draws pool, validation and evaluation problems, samples and order anew. Standard
+errors are over the seeds. The learning rate was fixed on plain training (see benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from datasets import Dataset
+from scenarios import mean_and_error, parts, problems, quiet_and_single, sampled
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from hf_curate import AccuracyGreedyScorer, GradAlignScorer, LearnAlignScorer, RandomScorer, __version__
+from hf_curate.demo import POLICY, tasks
+from hf_curate.integrations.trl import OnlineSelector, SelectedGRPOTrainer
+
+SETTINGS = ("noisy", "unbalanced", "low-utility")
+ROLLOUTS = 4  # of each evaluation problem
+MORE = "random, same rollouts"
+REFERENCE = "GradAlign, cosine"
+
+
+@dataclass(frozen=True)
+class Design:
+    """Pool, rounds and training; `every` and `steps` are optimizer steps of `prompts` x `answers` rollouts."""
+
+    pool: int = 60
+    share: float = 0.1
+    chunk: int = 12
+    keep: str = "25%"
+    every: int = 2
+    rollouts: int = 4
+    validation: int = 6
+    validation_rollouts: int = 8
+    evaluation: int = 12
+    steps: int = 4
+    prompts: int = 4
+    answers: int = 8
+    learning_rate: float = 3e-4
+    curve: int = 4
+    seeds: int = 1
+
+
+FULL = Design(600, 0.1, 64, "25%", 10, 8, 16, 32, 200, 101, 4, 8, 3e-4, 25, 3)
+
+
+class Rewards:
+    """True rewards, and coin tosses where the problem's column `noisy` says so."""
+
+    __name__ = "rewards"
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+
+    def __call__(self, *given: Any, noisy: list[bool], **columns: Any) -> list[float | None]:
+        right = tasks.solved(*given, **columns)
+        return [float(self.chance.random() < 0.5) if coin else own for own, coin in zip(right, noisy, strict=True)]
+
+
+@dataclass
+class World:
+    """bad: [rows] bool, what should not be trained on."""
+
+    pool: Dataset
+    bad: np.ndarray
+    validation: Dataset
+    evaluation: list[dict[str, Any]]
+
+
+def draw(setting: str, design: Design, seed: int) -> World:
+    """Everything that a seed decides but the training."""
+    useful, others = parts("low-utility" if setting == "noisy" else setting)
+    count = design.pool if setting == "noisy" else round(design.share * design.pool)
+    rows = problems(useful, count, seed, "pool")
+    rows += problems(others, design.pool - count, seed, "pool") if count < design.pool else []
+    order = np.random.default_rng([seed, design.pool]).permutation(design.pool)
+    rows = [rows[index] for index in order]
+    bad = np.random.default_rng([seed, 1]).permutation(design.pool) < design.pool // 2
+    bad = bad if setting == "noisy" else order >= count
+    pool = [{**row, "noisy": bool(own) and setting == "noisy"} for row, own in zip(rows, bad, strict=True)]
+    trusted = [{**row, "noisy": False} for row in problems(useful, design.validation, seed, "validation")]
+    return World(
+        Dataset.from_list(pool),
+        bad,
+        Dataset.from_list(trusted, features=Dataset.from_list(pool).features),
+        problems(useful, design.evaluation, seed, "held_out"),
+    )
+
+
+def scorers(validation: Dataset, seed: int) -> dict[str, Any]:
+    """Name -> what ranks the chunk."""
+    found: dict[str, Any] = {
+        f"GradAlign, {name}": GradAlignScorer(validation=validation, statistic=name)
+        for name in ("cosine", "dot", "t", "corr")
+    }
+    return {
+        **found,
+        "LearnAlign": LearnAlignScorer(),
+        "accuracy-greedy": AccuracyGreedyScorer(),
+        "random": RandomScorer(seed=seed),
+    }
+
+
+class Curve(TrainerCallback):
+    """Held-out accuracy, percent, at steps that are multiples of `every`, and at the start."""
+
+    def __init__(self, model: Any, evaluation: list[dict[str, Any]], every: int, seed: int) -> None:
+        self.model, self.evaluation, self.every, self.seed = model, evaluation, every, seed
+        self.points: dict[int, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.measure(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.measure(state.global_step)
+
+    def measure(self, step: int) -> None:
+        training = self.model.training
+        self.model.eval()
+        found = sampled(self.evaluation, ROLLOUTS, self.seed, self.model, AutoTokenizer.from_pretrained(POLICY))
+        self.model.train(training)
+        self.points[step] = 100.0 * float(np.mean(found["success_rate"]))
+
+
+def run(world: World, scorer: Any, design: Design, seed: int, steps: int, folder: Path) -> dict[str, Any]:
+    """One training: accuracy by step, share of bad problems in each round's selection, rollouts, seconds."""
+    start = time.perf_counter()
+    selector = OnlineSelector(
+        scorer,
+        world.pool,
+        chunk=design.chunk,
+        keep=design.keep,
+        every=design.every,
+        rollouts=design.rollouts,
+        validation_rollouts=design.validation_rollouts,
+        temperature=1.0,
+        top_p=1.0,
+        seed=seed,
+    )
+    settings = trl.GRPOConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=design.prompts * design.answers,
+        num_generations=design.answers,
+        max_completion_length=tasks.LONGEST,
+        learning_rate=design.learning_rate,
+        lr_scheduler_type="constant",
+        temperature=1.0,
+        beta=0.0,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        seed=seed,
+    )
+    model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
+    curve = Curve(model, world.evaluation, design.curve, seed)
+    trainer = SelectedGRPOTrainer(
+        model,
+        Rewards(seed),
+        settings,
+        processing_class=AutoTokenizer.from_pretrained(POLICY),
+        selector=selector,
+        callbacks=[curve],
+    )
+    trainer.train()
+    record = trainer.selection_record()
+    return {
+        "accuracy": curve.points,
+        "bad": {one["step"]: 100.0 * float(world.bad[one["kept"]].mean()) for one in selector.history},
+        "rollouts": record["selection_rollouts"] + record["training_rollouts"],
+        "selection_rollouts": record["selection_rollouts"],
+        "seconds": time.perf_counter() - start,
+        "selection_seconds": record["seconds"]["selection"],
+    }
+
+
+def measure(setting: str, design: Design, folder: Path) -> list[dict[str, Any]]:
+    """One record for each seed and each way to choose."""
+    found = []
+    for seed in range(design.seeds):
+        world = draw(setting, design, seed)
+        total = 0
+        for name, scorer in [*scorers(world.validation, seed).items(), (MORE, RandomScorer(seed=seed))]:
+            steps = total // (design.prompts * design.answers) if name == MORE else design.steps
+            record = {"setting": setting, "seed": seed, "name": name, "steps": steps}
+            record |= run(world, scorer, design, seed, steps, folder)
+            total = record["rollouts"] if name == REFERENCE else total
+            first, last = min(record["accuracy"]), max(record["accuracy"])
+            print(
+                f"{setting}, seed {seed}, {name}: {record['accuracy'][first]:.1f} -> {record['accuracy'][last]:.1f} % "
+                f"in {steps} steps, {record['rollouts']:,} rollouts, {record['seconds']:.0f} s "
+                f"({record['selection_seconds']:.0f} s selection)",
+                flush=True,
+            )
+            found.append(record)
+    return found
+
+
+def table(setting: str, found: list[dict[str, Any]]) -> str:
+    """Name by name: accuracy after, the paired difference to random, and the share of bad problems by step."""
+    names = list(dict.fromkeys(record["name"] for record in found))
+    by_name = {name: [record for record in found if record["name"] == name] for name in names}
+    steps = sorted(by_name[REFERENCE][0]["bad"])
+    shown = [steps[0], steps[len(steps) // 2], steps[-1]]
+    head = "".join(f"{f'bad, step {step}':>17}" for step in shown)
+    lines = [f"\n{setting:<24}{'accuracy, %':>15}{'- random':>15}{head}"]
+    before = [record["accuracy"][0] for record in by_name["random"]]
+    lines.append(f"{'before':<24}{mean_and_error(before):>15}")
+    last = {name: np.array([r["accuracy"][max(r["accuracy"])] for r in own]) for name, own in by_name.items()}
+    for name, own in by_name.items():
+        paired = "" if name == "random" else mean_and_error(last[name] - last["random"])
+        line = f"{name:<24}{mean_and_error(last[name]):>15}{paired:>15}"
+        for step in shown:
+            line += f"{mean_and_error([record['bad'][step] for record in own]):>17}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Learning curves at equal optimizer steps: mean over the seeds and its standard error, one panel a setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings = list(dict.fromkeys(record["setting"] for record in found))
+    figure, panels = pyplot.subplots(1, len(settings), figsize=(4.2 * len(settings), 3.4), squeeze=False)
+    names = [name for name in dict.fromkeys(record["name"] for record in found) if name != MORE]
+    for panel, setting in zip(panels[0], settings, strict=True):
+        for place, name in enumerate(names):
+            own = [r["accuracy"] for r in found if r["setting"] == setting and r["name"] == name]
+            steps = sorted(own[0])
+            values = np.array([[points[step] for step in steps] for points in own])
+            mean, error = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
+            style = {"color": "0.45", "linestyle": "--"} if name == "random" else {"color": f"C{place}"}
+            panel.plot(steps, mean, label=name, linewidth=1.6, **style)
+            panel.fill_between(steps, mean - error, mean + error, alpha=0.12, color=style["color"], linewidth=0)
+        panel.set_title(setting, fontsize=10)
+        panel.set_xlabel("optimizer steps")
+        panel.grid(alpha=0.25)
+    panels[0][0].set_ylabel("held-out accuracy, %")
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="lower center", ncol=len(names), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=160)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="GRPO on problems that the policy itself chooses while it trains.")
+    parser.add_argument("--full", action="store_true", help="larger pools, 101 steps, three seeds: an hour or two")
+    parser.add_argument("--setting", choices=SETTINGS, action="append", help="only this one")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--plot", type=Path, help="also draw the learning curves")
+    asked = parser.parse_args()
+    design = FULL if asked.full else Design()
+    start, found = time.perf_counter(), []
+    with quiet_and_single(), tempfile.TemporaryDirectory() as folder:
+        for setting in asked.setting or (SETTINGS if asked.full else SETTINGS[:1]):
+            own = measure(setting, design, Path(folder))
+            print(table(setting, own), end="\n\n", flush=True)
+            found += own
+    seconds = time.perf_counter() - start
+    print(f"{design}; {seconds:.0f} s")
+    if asked.plot:
+        plot(found, asked.plot)
+    if asked.json:
+        versions = {"hf_curate": __version__, "torch": torch.__version__, "trl": trl.__version__}
+        record = {"design": asdict(design), "seconds": round(seconds, 1), "versions": versions, "found": found}
+        asked.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
