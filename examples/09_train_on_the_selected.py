@@ -7,7 +7,7 @@ From each pool of scenarios.py a tenth is kept by each score, and the shipped po
 GRPOTrainer: the same optimizer steps, prompts and rollouts a step for all, so a smaller set is seen more often. Beside
 the scores stand random tenths, the whole pool (`full`), and exactly the problems that count (`oracle`), which no score
 may know. Printed is the accuracy on held-out problems of the part that counts: the mean reward of 4 rollouts each at
-temperature 1, before and after. The learning rate was fixed on `full` and `random` alone.
+temperature 1, before and after. The learning rates were fixed on `full` and `random` alone, with another seed.
 
 A seed draws pool, rollouts, validation and evaluation problems, and the training's order and samples anew. Standard
 errors are over the seeds; `- random` is the paired difference. Where `oracle` is not clearly above `random`, the
@@ -37,16 +37,16 @@ from hf_curate.demo import POLICY, tasks
 KEPT = 0.1
 COMPARED = ("GradAlign, cosine", "Align", "LearnAlign", "accuracy-greedy", "random")
 ROLLOUTS = 4  # of each evaluation problem
+LEARNING_RATE = {"unbalanced": 3e-4, "low-utility": 3e-5}
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run of GRPO: optimizer steps, prompts a step, rollouts a prompt, learning rate."""
+    """A run of GRPO: optimizer steps, prompts a step, rollouts a prompt."""
 
     steps: int = 4
     prompts: int = 8
     rollouts: int = 8
-    learning_rate: float = 3e-4
 
 
 def kept_rows(pool: Pool, seed: int, folder: Path) -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ def kept_rows(pool: Pool, seed: int, folder: Path) -> dict[str, np.ndarray]:
     return {**found, "full": np.arange(len(pool.rows)), "oracle": np.flatnonzero(pool.counts)}
 
 
-def train(rows: Dataset, training: Training, seed: int, folder: Path) -> Any:
+def train(rows: Dataset, training: Training, learning_rate: float, seed: int, folder: Path) -> Any:
     """The shipped policy after GRPO on the rows, in float32."""
     model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
     settings = trl.GRPOConfig(
@@ -65,7 +65,7 @@ def train(rows: Dataset, training: Training, seed: int, folder: Path) -> Any:
         per_device_train_batch_size=training.prompts * training.rollouts,
         num_generations=training.rollouts,
         max_completion_length=tasks.LONGEST,
-        learning_rate=training.learning_rate,
+        learning_rate=learning_rate,
         lr_scheduler_type="constant",
         temperature=1.0,
         beta=0.0,
@@ -103,7 +103,7 @@ def measure(scenario: str, design: Design, training: Training, folder: Path) -> 
         before = accuracy(pool.evaluation, seed)
         after, counting = {}, {}
         for name, rows in kept_rows(pool, seed, folder).items():
-            model = train(pool.rows.select(np.sort(rows)), training, seed, folder / "trainer")
+            model = train(pool.rows.select(np.sort(rows)), training, LEARNING_RATE[scenario], seed, folder / "trainer")
             after[name] = accuracy(pool.evaluation, seed, model)
             counting[name] = 100.0 * float(pool.counts[rows].mean())
             print(f"{scenario}, seed {seed}, {name}: {before:.1f} -> {after[name]:.1f} %", flush=True)
@@ -142,12 +142,13 @@ def main() -> None:
     seconds = time.perf_counter() - start
     print(
         f"{design.pool} problems, a tenth of them kept; {training.steps} steps of {training.prompts} prompts x "
-        f"{training.rollouts} rollouts, learning rate {training.learning_rate:g}; evaluation {design.evaluation} "
+        f"{training.rollouts} rollouts, learning rates {LEARNING_RATE}; evaluation {design.evaluation} "
         f"problems x {ROLLOUTS}; seeds: {design.seeds}; {seconds:.0f} s"
     )
     if asked.json:
         versions = {"hf_curate": __version__, "torch": torch.__version__, "trl": trl.__version__}
-        record = {"design": asdict(design), "training": asdict(training), "seconds": round(seconds, 1)}
+        record = {"design": asdict(design), "training": asdict(training), "learning_rate": LEARNING_RATE}
+        record |= {"seconds": round(seconds, 1)}
         record |= {"versions": versions, "found": found}
         asked.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

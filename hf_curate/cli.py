@@ -42,7 +42,7 @@ Push the configs of a saved folder to a dataset repo on the Hub, all in one comm
   hf-curate push curated me/gsm8k-grace --config grace-20pct --private
 """
 RUN_HELP = """\
-Carry out a recipe: one YAML file with the stages rollouts, score, select and push. What is there already is skipped.
+Carry out a recipe: rollouts, score, select and push in one YAML file. What is there already is skipped.
 
   hf-curate run examples/recipes/grace.yaml --dry-run
   hf-curate run examples/recipes/grace.yaml
@@ -210,7 +210,7 @@ def _add_recipe(commands: Any) -> None:
     parser = _command(commands, "run", RUN_HELP, _run_recipe)
     parser.epilog = RUN_MORE
     parser.set_defaults(commands=commands)
-    parser.add_argument("recipe", metavar="RECIPE", help="a .yaml file; its paths are relative to this folder")
+    parser.add_argument("recipe", metavar="RECIPE", help="a .yaml file; its paths start where the command runs")
     parser.add_argument("--dry-run", action="store_true", help="print the stages and what is there, and do nothing")
 
 

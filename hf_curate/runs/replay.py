@@ -140,7 +140,7 @@ def _of_verifier(verifier: Any) -> tuple[dict[str, Any], list[str]]:
     defaults = {name: one.default for name, one in inspect.signature(type(verifier).__init__).parameters.items()}
     options = {name: value for name, value in verifier.options.items() if name in option_types(verifier.name)}
     chosen = {name: value for name, value in options.items() if value != defaults[name]}
-    return {"verifier": verifier.name, **({"verifier_option": chosen} if chosen else {})}, []
+    return {"verifier": verifier.name, **({"verifier_option": _as_json(chosen)} if chosen else {})}, []
 
 
 def _of_server(server: Any) -> tuple[dict[str, Any], list[str]]:
@@ -153,4 +153,9 @@ def _of_server(server: Any) -> tuple[dict[str, Any], list[str]]:
     arguments: dict[str, Any] = server._arguments
     given = {name: value for name, value in arguments.items() if value != defaults[name]}
     given |= {"api_key_env": ""} if given.get("api_key_env", "") is None else {}  # no key is sent, whatever is set
-    return {renamed.get(name, name): dict(value) if name == "extra" else value for name, value in given.items()}, []
+    return {renamed.get(name, name): _as_json(value) for name, value in given.items()}, []
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a record as YAML can write it too: tuples as lists, no classes of their own."""
+    return json.loads(json.dumps(value))

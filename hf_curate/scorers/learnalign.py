@@ -180,13 +180,13 @@ class LearnAlignScorer(DirectedScorer):
         """Once per scorer, in the user's process: workers are silent. A live policy may be in training now."""
         from multiprocess import parent_process  # type: ignore[import-untyped]
 
-        known = self.source.live is not None or self.source.warm_up is not None
+        known = self.source.live is not None or (self.source.warm_up or {}).get("kind") == "GRPO"
         if self._warned or known or parent_process() is not None:
             return
         self._warned = True
         warnings.warn(
             "LearnAlign's authors take rollouts and gradients of a policy that was warmed up by GRPO on some hundred "
-            "problems of the pool; no warm-up of this one is recorded, and its records will say so. See "
+            "problems of the pool; no such warm-up of this one is recorded, and its records will say so. See "
             "LearnAlignScorer.warmed_up.",
             UserWarning,
             stacklevel=6,
@@ -337,6 +337,11 @@ class LearnAlignScorer(DirectedScorer):
             raise CurateError(
                 "rollouts= samples with the policy before its warm-up: leave it away, and give n=, temperature= and "
                 "max_new_tokens= here."
+            )
+        if arguments.get("direction") is not None:
+            raise CurateError(
+                "direction= was fitted with the policy before its warm-up, and gradients of two models cannot be "
+                "compared: leave it away."
             )
         recipe = Recipe(
             problems=problems,

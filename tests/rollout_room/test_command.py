@@ -455,6 +455,24 @@ def test_from_rollouts_to_a_saved_config_in_python_on_gsm8k(tmp_path: Path, meth
     assert loaded == [again.indices.tolist(), [], rollouts.verifier.record()]
 
 
+@pytest.mark.realdata
+@needs_gsm8k
+def test_rollouts_of_gsm8k_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = byte_level()
+    policy = saved(tmp_path / "policy", tiny(vocabulary=len(tokenizer)), tokenizer)
+    rows = [{**row, "answer": row["answer"].rpartition("#### ")[2]} for row in gsm8k_rows()[:6]]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sampled = ["--model", policy, *EXACT[:2], "--n", "3", "--max-new-tokens", "8"]
+    said = says(capsys, "rollouts", tmp_path / "gsm8k.jsonl", *sampled, "--out", tmp_path / "rolled")
+    assert any("6 of 6 rows" in line for line in said), said
+    rolled = load_run(tmp_path / "rolled").dataset
+    assert rolled["question"][:] == [row["question"] for row in rows]
+    assert [len(own) for own in rolled["responses"]] == [3] * 6
+    assert {outcome for own in rolled["rollouts_outcomes"] for outcome in own} <= {"right", "wrong", "could not parse"}
+    greedy = ["--scorer", "accuracy-greedy", "--out", tmp_path / "greedy"]
+    assert any("6 of 6 rows scored" in line for line in says(capsys, "score", tmp_path / "rolled", *greedy))
+
+
 # -- what cannot be done ----------------------------------------------------------------------------------------------
 
 ROLL = ["rollouts", "PROBLEMS", *POLICY, "--out", "x"]

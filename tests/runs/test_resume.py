@@ -512,11 +512,11 @@ def test_a_run_without_a_score_leaves_a_folder_for_other_settings(rows: int, tmp
     bad = Dataset.from_dict({"text": [""] * rows, "prompt": ["1+1?"] * rows, "completion": ["#### 2"] * rows})
     with pytest.raises(ScoreError, match=f"none of the {rows} rows could be scored:\n  {rows} x empty: no text"):
         score(bad, Lengths(), out=tmp_path / "run", **SIZES)
-    assert set(files_of(tmp_path / "run")) == {"plan.json", "log.txt"}
+    assert set(files_of(tmp_path / "run")) == {"plan.json", "log.txt", "recipe.yaml"}
     scorer = GraceScorer(MODEL, dtype="float32")
     with pytest.raises(ScoreError, match="none of the"):
         score(bad, scorer, out=tmp_path / "run", batch_rows=4, shard_rows=4)
-    assert set(files_of(tmp_path / "run")) == {"plan.json", "log.txt"}
+    assert set(files_of(tmp_path / "run")) == {"plan.json", "log.txt", "recipe.yaml"}
     score(texts(10), Lengths(3.0), out=tmp_path / "run")
     assert load_run(tmp_path / "run").identity == "lengths-3.0"
     assert [line for line in log_of(tmp_path / "run") if line.startswith("stopped: ScoreError: none of the")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -108,7 +109,9 @@ def test_a_warmed_up_scorer_samples_and_scores_with_a_trained_copy_and_says_so(t
 def test_without_a_warm_up_the_card_says_none_and_one_warning_says_how(folder: Path) -> None:
     rolled = score(pool(12), Rollouts(folder, even, 4, max_new_tokens=8))
     scorer = LearnAlignScorer(folder, correct_above=0.3)
-    with pytest.warns(UserWarning, match=r"no warm-up of this one is recorded.*LearnAlignScorer.warmed_up") as seen:
+    with pytest.warns(
+        UserWarning, match=r"no such warm-up of this one is recorded.*LearnAlignScorer.warmed_up"
+    ) as seen:
         scored = score(rolled, scorer)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -117,6 +120,14 @@ def test_without_a_warm_up_the_card_says_none_and_one_warning_says_how(folder: P
     card = select(scored, scorer, budget="50%").card.render()
     assert "warm-up: none." in card
     assert "No such warm-up is recorded here." in card
+
+
+def test_a_warm_up_by_supervised_training_is_not_the_one_that_is_meant(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "policy"))
+    (copy / RECORD).write_text(json.dumps({"method": "full", "rows": 4}), encoding="utf-8")
+    rolled = score(pool(12), Rollouts(copy, even, 4, max_new_tokens=8))
+    with pytest.warns(UserWarning, match="no such warm-up of this one is recorded"):
+        LearnAlignScorer(copy, correct_above=0.3).fit(rolled, out=tmp_path / "mean.safetensors")
 
 
 def test_a_live_policy_is_not_warned_about(recwarn: pytest.WarningsRecorder) -> None:
@@ -423,6 +434,7 @@ def test_a_pool_smaller_than_the_draw_is_used_whole_and_that_is_said(tmp_path: P
         ({"seed": -1}, "seed=-1"),
         ({"method": "dora"}, "method='dora' is not 'lora' or 'full'"),
         ({"rollouts": 1}, "rollouts= samples with the policy before its warm-up"),
+        ({"direction": "d.safetensors"}, "direction= was fitted with the policy before its warm-up"),
         ({"prompt": "nothing"}, "nothing"),
         ({"judge": "nothing"}, "no verifier is called 'nothing'"),
         ({"judge": verifier("exact", gold="solution")}, "solution"),
