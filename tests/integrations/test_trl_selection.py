@@ -572,7 +572,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[s
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
