@@ -30,6 +30,8 @@ import trl
 from datasets import Dataset
 from scenarios import SCENARIOS, Design, Pool, best, draw, mean_and_error, quiet_and_single, sampled, scores
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from hf_curate import __version__
 from hf_curate.demo import POLICY, tasks
@@ -59,7 +61,7 @@ def kept_rows(pool: Pool, seed: int, folder: Path) -> dict[str, np.ndarray]:
 def train(rows: Dataset, training: Training, learning_rate: float, seed: int, folder: Path) -> Any:
     """The shipped policy after GRPO on the rows, in float32."""
     model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
-    settings = trl.GRPOConfig(
+    settings = GRPOConfig(
         output_dir=str(folder),
         max_steps=training.steps,
         per_device_train_batch_size=training.prompts * training.rollouts,
@@ -78,7 +80,7 @@ def train(rows: Dataset, training: Training, learning_rate: float, seed: int, fo
         bf16=False,
         seed=seed,
     )
-    trainer = trl.GRPOTrainer(
+    trainer = GRPOTrainer(
         model=model,
         reward_funcs=tasks.solved,
         args=settings,

@@ -32,6 +32,7 @@ import trl
 from datasets import Dataset
 from scenarios import mean_and_error, parts, problems, quiet_and_single, sampled
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
 
 from hf_curate import AccuracyGreedyScorer, GradAlignScorer, LearnAlignScorer, RandomScorer, __version__
 from hf_curate.demo import POLICY, tasks
@@ -161,7 +162,7 @@ def run(world: World, scorer: Any, design: Design, seed: int, steps: int, folder
         top_p=1.0,
         seed=seed,
     )
-    settings = trl.GRPOConfig(
+    settings = GRPOConfig(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=design.prompts * design.answers,

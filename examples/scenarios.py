@@ -122,7 +122,7 @@ def scores(pool: Pool, seed: int, folder: Path) -> Iterator[tuple[str, np.ndarra
     """(name, [rows] scores) by every scorer; null is NaN."""
     gradalign = GradAlignScorer(POLICY, validation=pool.trusted, dtype="float32")
     gradalign.fit(pool.trusted, out=folder / f"validation-{seed}.safetensors")
-    at_once = score_at_once(gradalign, pool.rows)
+    at_once = score_at_once(gradalign, pool.rows.to_list())
     yield from ((f"GradAlign, {name}", at_once[name]) for name in STATISTICS)
     align, learnalign = AlignScorer(POLICY, dtype="float32"), LearnAlignScorer(POLICY, dtype="float32")
     others = {

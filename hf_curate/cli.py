@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-curate: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("hf-curate: interrupted", file=sys.stderr)
+        kept = arguments.run in (_score, _rollouts, _run_recipe) and not getattr(arguments, "dry_run", False)
+        goes_on = ": what is finished is kept, and the same command goes on from there" if kept else ""
+        print(f"hf-curate: interrupted{goes_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing may be flushed at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

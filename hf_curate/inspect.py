@@ -59,6 +59,9 @@ def inspect_source(source: str, rows: int, columns: Mapping[str, str | None], sp
         signals = sum(state == SIGNAL for _, state in shown)
         end += f"\n{signals:,} of them have a signal: rewards that differ"
         end += f"\n\n{_next(source, asked)}" if signals else ""
+    elif looked and len(bad) == looked:
+        command = f"hf-curate rollouts {visible(shlex.quote(source))} --model ./policy --verifier exact"
+        end += f"\n\nAre they problems, to be solved by a policy? {command} --out runs/rolled"
     return "\n\n".join([*parts, end])
 
 

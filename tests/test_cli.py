@@ -651,6 +651,7 @@ def test_ctrl_c_while_scoring_leaves_a_folder_that_can_be_scored_into_again(plac
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
+    assert "interrupted: what is finished is kept, and the same command goes on from there" in done.stderr
     assert not (tmp_path / "run" / "run.json").exists()
     assert cli.main(arguments) == 0
     assert (tmp_path / "run" / "scored.parquet").exists()

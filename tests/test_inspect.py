@@ -64,6 +64,14 @@ def test_as_many_rows_are_shown_as_were_asked_for(source: str, rows: int, shown:
     assert inspect_source(source, rows, {}, "auto").count("\nrow ") == shown
 
 
+def test_rows_that_are_problems_alone_are_pointed_to_what_makes_rollouts(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"problem": "1+2*3?", "answer": "9"}\n' * 3, encoding="utf-8")
+    text = inspect_source(str(path), 1, {}, "auto")
+    assert "of the first 3 rows 0 can be read" in text
+    assert text.endswith(f"hf-curate rollouts {path} --model ./policy --verifier exact --out runs/rolled")
+
+
 def test_columns_and_splitters_can_be_chosen(source: str) -> None:
     text = inspect_source(source, 1, {"prompt": "solution", "completion": "question", "answer": None}, "lines")
     assert "prompt=solution, completion=question (by explicit)" in text

@@ -138,7 +138,10 @@ def _draw(scorer: LearnAlignScorer, dataset: Any, recipe: Recipe) -> tuple[list[
     read = [_read(scorer, row, recipe.max_new_tokens) for row in drawn]
     good = [index for index, item in enumerate(read) if not isinstance(item, RowError)]
     if not good:
-        raise ScoreError(f"none of the {len(read):,} rows drawn for the warm-up can be sampled for: {read[0]}")
+        raise ScoreError(
+            f"none of the {len(read):,} rows drawn for the warm-up can be sampled for: {read[0]}. If they are too "
+            f"long, lower max_new_tokens={recipe.max_new_tokens}."
+        )
     return [drawn[index] for index in good], [read[index] for index in good], len(read) - len(good)
 
 

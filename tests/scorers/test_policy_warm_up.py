@@ -405,7 +405,7 @@ def test_rows_that_cannot_be_sampled_for_are_counted_and_left_out(tmp_path: Path
     mixed = Dataset.from_list(rows)
     record = recorded(warm(folder, tmp_path / "warm", even, mixed))
     assert (record["rows"], record["unreadable_rows"], record["pool_rows"]) == (2, 2, 4)
-    long = r"none of the 1 rows drawn .*: too long: 1,020 prompt tokens and 8 new ones, the context is 1,024"
+    long = r"none of the 1 rows drawn .*: too long: 1,020 prompt tokens and 8 new ones, .* lower max_new_tokens=8\."
     with pytest.raises(ScoreError, match=long):
         warm(folder, tmp_path / "other", even, mixed.select([3]), problems=1)
     assert not (tmp_path / "other").exists()
