@@ -25,7 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scenarios import FULL, SCENARIOS, Design, best, draw, mean_and_error, quiet_and_single, scores
+from datasets import disable_progress_bars
+from sampling import one_thread
+from scenarios import FULL, SCENARIOS, Design, best, draw, mean_and_error, scores
 
 from hf_curate import __version__
 
@@ -82,7 +84,8 @@ def main() -> None:
     design = FULL if asked.full else Design()
     start = time.perf_counter()
     found = []
-    with quiet_and_single(), tempfile.TemporaryDirectory() as folder:
+    disable_progress_bars()
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
         for scenario in SCENARIOS:
             own = measure(scenario, design, Path(folder) / scenario)
             print(table(scenario, own), end="\n\n", flush=True)

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 import trl
-from datasets import Dataset
-from scenarios import SCENARIOS, Design, Pool, best, draw, mean_and_error, quiet_and_single, sampled, scores
+from datasets import Dataset, disable_progress_bars
+from sampling import one_thread
+from scenarios import SCENARIOS, Design, Pool, best, draw, grpo, mean_and_error, sampled, scores
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from hf_curate import __version__
@@ -61,25 +61,7 @@ def kept_rows(pool: Pool, seed: int, folder: Path) -> dict[str, np.ndarray]:
 def train(rows: Dataset, training: Training, learning_rate: float, seed: int, folder: Path) -> Any:
     """The shipped policy after GRPO on the rows, in float32."""
     model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
-    settings = GRPOConfig(
-        output_dir=str(folder),
-        max_steps=training.steps,
-        per_device_train_batch_size=training.prompts * training.rollouts,
-        num_generations=training.rollouts,
-        max_completion_length=tasks.LONGEST,
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        temperature=1.0,
-        beta=0.0,
-        gradient_checkpointing=False,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        seed=seed,
-    )
+    settings = grpo(folder, training.steps, training.prompts, training.rollouts, learning_rate, seed)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=tasks.solved,
@@ -136,7 +118,8 @@ def main() -> None:
     training = Training(steps=80) if asked.full else Training()
     start = time.perf_counter()
     found = []
-    with quiet_and_single(), tempfile.TemporaryDirectory() as folder:
+    disable_progress_bars()
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
         for scenario in asked.scenario or (SCENARIOS if asked.full else SCENARIOS[:1]):
             own = measure(scenario, design, training, Path(folder) / scenario)
             print(table(scenario, own), end="\n\n", flush=True)

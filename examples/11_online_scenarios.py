@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 import trl
-from datasets import Dataset
-from scenarios import mean_and_error, parts, problems, quiet_and_single, sampled
+from datasets import Dataset, disable_progress_bars
+from sampling import one_thread
+from scenarios import grpo, mean_and_error, parts, problems, sampled
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl.trainer.grpo_config import GRPOConfig
 
 from hf_curate import AccuracyGreedyScorer, GradAlignScorer, LearnAlignScorer, RandomScorer, __version__
 from hf_curate.demo import POLICY, tasks
@@ -162,25 +162,7 @@ def run(world: World, scorer: Any, design: Design, seed: int, steps: int, folder
         top_p=1.0,
         seed=seed,
     )
-    settings = GRPOConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=design.prompts * design.answers,
-        num_generations=design.answers,
-        max_completion_length=tasks.LONGEST,
-        learning_rate=design.learning_rate,
-        lr_scheduler_type="constant",
-        temperature=1.0,
-        beta=0.0,
-        gradient_checkpointing=False,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        seed=seed,
-    )
+    settings = grpo(folder, steps, design.prompts, design.answers, design.learning_rate, seed)
     model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
     curve = Curve(model, world.evaluation, design.curve, seed)
     trainer = SelectedGRPOTrainer(
@@ -283,7 +265,8 @@ def main() -> None:
     asked = parser.parse_args()
     design = FULL if asked.full else Design()
     start, found = time.perf_counter(), []
-    with quiet_and_single(), tempfile.TemporaryDirectory() as folder:
+    disable_progress_bars()
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
         for setting in asked.setting or (SETTINGS if asked.full else SETTINGS[:1]):
             own = measure(setting, design, Path(folder))
             print(table(setting, own), end="\n\n", flush=True)

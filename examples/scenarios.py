@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from one_pass import score_at_once
 
 from hf_curate import AccuracyGreedyScorer, AlignScorer, GradAlignScorer, LearnAlignScorer, RandomScorer, Rollouts
@@ -56,18 +54,6 @@ class Pool:
     evaluation: list[dict[str, Any]]
 
 
-@contextmanager
-def quiet_and_single() -> Iterator[None]:
-    """No progress bars, and one thread: for a model this small a second one is no faster."""
-    before = torch.get_num_threads()
-    disable_progress_bars()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def parts(scenario: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """(family, level) of the problems that count, and of the others, by the policy's recorded pass rates."""
     rates = json.loads((POLICY / "training.json").read_text("utf-8"))["pass_rate"]
@@ -100,6 +86,31 @@ def draw(scenario: str, design: Design, seed: int) -> Pool:
         order < count,
         sampled(trusted, design.validation_rollouts, seed),
         problems(useful, design.evaluation, seed, "held_out"),
+    )
+
+
+def grpo(folder: Path, steps: int, prompts: int, answers: int, learning_rate: float, seed: int) -> Any:
+    """How 09 and 11 train: `steps` optimizer steps of `prompts` x `answers` rollouts, on the CPU and in silence."""
+    from trl.trainer.grpo_config import GRPOConfig  # 08 trains nothing, and does without TRL
+
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=prompts * answers,
+        num_generations=answers,
+        max_completion_length=tasks.LONGEST,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        temperature=1.0,
+        beta=0.0,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        seed=seed,
     )
 
 

@@ -30,6 +30,8 @@ def run_demo(out: Path, *, seed: int = 0) -> None:
     """Scores, selects, saves and loads back; prints one table. `out` is replaced if an earlier demo wrote it."""
     from datasets import load_dataset
 
+    from hf_curate.runs.progress import no_bars
+
     start = time.perf_counter()
     _make_room(out)
     traces = load_traces()
@@ -37,7 +39,7 @@ def run_demo(out: Path, *, seed: int = 0) -> None:
     print(f"1. score   {len(traces)} traces of chained arithmetic, {damaged} of them damaged on purpose", flush=True)
     with _one_thread():
         picked = _pick(traces, seed)
-    with _no_bars():
+    with no_bars():
         chosen = picked["GRACE, representation"]
         print(f"2. select  {chosen!r}")
         chosen.save(out, CONFIG)
@@ -54,6 +56,7 @@ def _pick(traces: Dataset, seed: int) -> dict[str, Selection]:
     """Selector -> what it keeps, in the order of the table."""
     from hf_curate.gradients.alignment import PROXIES
     from hf_curate.runs.local import score
+    from hf_curate.runs.progress import no_bars
     from hf_curate.scorers.grace import GraceScorer
     from hf_curate.selection import select
 
@@ -62,7 +65,7 @@ def _pick(traces: Dataset, seed: int) -> dict[str, Selection]:
     for proxy in PROXIES:
         scorer = GraceScorer(MODEL, proxy=proxy, dtype="float32")
         scored = score(traces, scorer, batch_rows=32 if proxy == "exact" else 256)
-        with _no_bars():
+        with no_bars():
             picked[f"GRACE, {proxy}"] = select(scored, scorer, budget=BUDGET, seed=seed, source=str(TRACES))
             if not others:
                 for name in BASELINES:
@@ -82,20 +85,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Only scoring takes long enough for a bar."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before:
-            enable_progress_bars()
 
 
 def _make_room(out: Path) -> None:
