@@ -1,7 +1,9 @@
 """GRPO on problems that are chosen again every few steps: the three settings of GradAlign, small, trained to the end.
 
-    python examples/11_online_scenarios.py                                     one setting, a few steps
-    python examples/11_online_scenarios.py --full --json online.json --plot online.png
+    python examples/11_online_scenarios.py                        one setting, a few steps
+    python examples/11_online_scenarios.py --full --results DIR   all three, 101 steps, five seeds: an hour or two
+    python examples/11_online_scenarios.py --many --results DIR   GradAlign alone, five times as many rollouts a round
+    python examples/11_online_scenarios.py --again DIR --plot online.png      the tables of what DIR has, and curves
 
 The shipped policy of three task families is trained by `SelectedGRPOTrainer`; every 10 optimizer steps the next chunk
 of the pool is scored with the policy as it is, and its best quarter is trained on. The settings: `noisy` (half of the
@@ -12,7 +14,7 @@ problems once more with as many steps as all rollouts of GradAlign would pay for
 Printed are the accuracy on held-out problems (mean reward of 4 rollouts at temperature 1, true rewards) before and
 after, the paired difference to random, and what share of the selection was bad (corrupted, or beside the point) at the
 steps where a round took place. A seed draws pool, validation and evaluation problems, samples and order anew. Standard
-errors are over the seeds. The learning rate was fixed on plain training (see benchmarks/LOG.md).
+errors are over the seeds. The learning rates were fixed on random problems alone, with another seed.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import random
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ import trl
 from datasets import Dataset, disable_progress_bars
 from sampling import one_thread
 from scenarios import grpo, mean_and_error, parts, problems, sampled
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from hf_curate import AccuracyGreedyScorer, GradAlignScorer, LearnAlignScorer, RandomScorer, __version__
 from hf_curate.demo import POLICY, tasks
@@ -42,6 +44,7 @@ SETTINGS = ("noisy", "unbalanced", "low-utility")
 ROLLOUTS = 4  # of each evaluation problem
 MORE = "random, same rollouts"
 REFERENCE = "GradAlign, cosine"
+LEARNING_RATE = {"noisy": 3e-5, "unbalanced": 3e-4, "low-utility": 3e-5}
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ class Design:
     steps: int = 4
     prompts: int = 4
     answers: int = 8
-    learning_rate: float = 3e-4
     curve: int = 4
     seeds: int = 1
 
 
-FULL = Design(600, 0.1, 64, "25%", 10, 8, 16, 32, 200, 101, 4, 8, 3e-4, 25, 3)
+FULL = Design(600, 0.1, 64, "25%", 10, 8, 16, 32, 200, 101, 4, 8, 25, 5)
+MANY = replace(FULL, rollouts=16, validation=64, validation_rollouts=64, seeds=3)
+STATISTIC = {"noisy": "t", "unbalanced": "cosine", "low-utility": "cosine"}
+"""That `--many` scores with: what 04 and 08 found to be good in such a pool, where nothing was trained."""
 
 
 class Rewards:
@@ -147,7 +152,9 @@ class Curve(TrainerCallback):
         self.points[step] = 100.0 * float(np.mean(found["success_rate"]))
 
 
-def run(world: World, scorer: Any, design: Design, seed: int, steps: int, folder: Path) -> dict[str, Any]:
+def run(
+    world: World, scorer: Any, design: Design, learning_rate: float, seed: int, steps: int, folder: Path
+) -> dict[str, Any]:
     """One training: accuracy by step, share of bad problems in each round's selection, rollouts, seconds."""
     start = time.perf_counter()
     selector = OnlineSelector(
@@ -162,7 +169,7 @@ def run(world: World, scorer: Any, design: Design, seed: int, steps: int, folder
         top_p=1.0,
         seed=seed,
     )
-    settings = grpo(folder, steps, design.prompts, design.answers, design.learning_rate, seed)
+    settings = grpo(folder, steps, design.prompts, design.answers, learning_rate, seed)
     model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
     curve = Curve(model, world.evaluation, design.curve, seed)
     trainer = SelectedGRPOTrainer(
@@ -173,6 +180,7 @@ def run(world: World, scorer: Any, design: Design, seed: int, steps: int, folder
         selector=selector,
         callbacks=[curve],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     record = trainer.selection_record()
     return {
@@ -190,11 +198,13 @@ def measure(setting: str, design: Design, folder: Path) -> list[dict[str, Any]]:
     found = []
     for seed in range(design.seeds):
         world = draw(setting, design, seed)
-        total = 0
-        for name, scorer in [*scorers(world.validation, seed).items(), (MORE, RandomScorer(seed=seed))]:
+        total, compared = 0, {**scorers(world.validation, seed), MORE: RandomScorer(seed=seed)}
+        if design == MANY:
+            compared = {name: compared[name] for name in (f"GradAlign, {STATISTIC[setting]}", "random")}
+        for name, scorer in compared.items():
             steps = total // (design.prompts * design.answers) if name == MORE else design.steps
             record = {"setting": setting, "seed": seed, "name": name, "steps": steps}
-            record |= run(world, scorer, design, seed, steps, folder)
+            record |= run(world, scorer, design, LEARNING_RATE[setting], seed, steps, folder)
             total = record["rollouts"] if name == REFERENCE else total
             first, last = min(record["accuracy"]), max(record["accuracy"])
             print(
@@ -207,22 +217,28 @@ def measure(setting: str, design: Design, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def in_order(steps: dict[str, Any]) -> list[str]:
+    """The steps of a record by number."""
+    return sorted(steps, key=int)
+
+
 def table(setting: str, found: list[dict[str, Any]]) -> str:
     """Name by name: accuracy after, the paired difference to random, and the share of bad problems by step."""
     names = list(dict.fromkeys(record["name"] for record in found))
     by_name = {name: [record for record in found if record["name"] == name] for name in names}
-    steps = sorted(by_name[REFERENCE][0]["bad"])
+    steps = in_order(by_name[names[0]][0]["bad"])
     shown = [steps[0], steps[len(steps) // 2], steps[-1]]
     head = "".join(f"{f'bad, step {step}':>17}" for step in shown)
-    lines = [f"\n{setting:<24}{'accuracy, %':>15}{'- random':>15}{head}"]
-    before = [record["accuracy"][0] for record in by_name["random"]]
+    lines = [f"\n{setting:<24}{'accuracy, %':>15}{'- random':>15}{head}{'bad, all rounds':>17}"]
+    before = [record["accuracy"]["0"] for record in by_name["random"]]
     lines.append(f"{'before':<24}{mean_and_error(before):>15}")
-    last = {name: np.array([r["accuracy"][max(r["accuracy"])] for r in own]) for name, own in by_name.items()}
+    last = {name: np.array([r["accuracy"][in_order(r["accuracy"])[-1]] for r in own]) for name, own in by_name.items()}
     for name, own in by_name.items():
         paired = "" if name == "random" else mean_and_error(last[name] - last["random"])
         line = f"{name:<24}{mean_and_error(last[name]):>15}{paired:>15}"
         for step in shown:
             line += f"{mean_and_error([record['bad'][step] for record in own]):>17}"
+        line += f"{mean_and_error([np.mean(list(record['bad'].values())) for record in own]):>17}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -240,12 +256,19 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     for panel, setting in zip(panels[0], settings, strict=True):
         for place, name in enumerate(names):
             own = [r["accuracy"] for r in found if r["setting"] == setting and r["name"] == name]
-            steps = sorted(own[0])
+            steps = in_order(own[0])
             values = np.array([[points[step] for step in steps] for points in own])
             mean, error = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
             style = {"color": "0.45", "linestyle": "--"} if name == "random" else {"color": f"C{place}"}
-            panel.plot(steps, mean, label=name, linewidth=1.6, **style)
-            panel.fill_between(steps, mean - error, mean + error, alpha=0.12, color=style["color"], linewidth=0)
+            panel.plot([int(step) for step in steps], mean, label=name, linewidth=1.6, **style)
+            panel.fill_between(
+                [int(step) for step in steps],
+                mean - error,
+                mean + error,
+                alpha=0.12,
+                color=style["color"],
+                linewidth=0,
+            )
         panel.set_title(setting, fontsize=10)
         panel.set_xlabel("optimizer steps")
         panel.grid(alpha=0.25)
@@ -258,27 +281,47 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO on problems that the policy itself chooses while it trains.")
-    parser.add_argument("--full", action="store_true", help="larger pools, 101 steps, three seeds: an hour or two")
+    parser.add_argument("--full", action="store_true", help="larger pools, 101 steps, five seeds: an hour or two")
+    parser.add_argument("--many", action="store_true", help="GradAlign alone, with many more rollouts, three seeds")
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="only this one")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--results", type=Path, help="also write each setting's record to this folder")
+    parser.add_argument("--again", type=Path, help="train nothing: read the records of this folder")
     parser.add_argument("--plot", type=Path, help="also draw the learning curves")
     asked = parser.parse_args()
-    design = FULL if asked.full else Design()
-    start, found = time.perf_counter(), []
+    settings = asked.setting or (SETTINGS if asked.full or asked.many or asked.again else SETTINGS[:1])
+    design, end = (MANY, "_many") if asked.many else (FULL if asked.full else Design(), "")
+    found = []
     disable_progress_bars()
     with one_thread(), tempfile.TemporaryDirectory() as folder:
-        for setting in asked.setting or (SETTINGS if asked.full else SETTINGS[:1]):
-            own = measure(setting, design, Path(folder))
-            print(table(setting, own), end="\n\n", flush=True)
-            found += own
-    seconds = time.perf_counter() - start
-    print(f"{design}; {seconds:.0f} s")
+        for setting in settings:
+            if asked.again:
+                record = json.loads((asked.again / f"online_{setting}{end}.json").read_text("utf-8"))
+            else:
+                record = recorded(setting, design, Path(folder))
+            print(table(setting, record["found"]))
+            print(
+                f"{record['design']}, learning rate {record['learning_rate']}; {record['seconds']:.0f} s\n", flush=True
+            )
+            if asked.results:
+                asked.results.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(record, indent=1) + "\n"
+                (asked.results / f"online_{setting}{end}.json").write_text(text, encoding="utf-8")
+            found += record["found"]
     if asked.plot:
         plot(found, asked.plot)
-    if asked.json:
-        versions = {"hf_curate": __version__, "torch": torch.__version__, "trl": trl.__version__}
-        record = {"design": asdict(design), "seconds": round(seconds, 1), "versions": versions, "found": found}
-        asked.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def recorded(setting: str, design: Design, folder: Path) -> dict[str, Any]:
+    """All runs of one setting, with what made them."""
+    start = time.perf_counter()
+    found = json.loads(json.dumps(measure(setting, design, folder)))  # step numbers as they are read back: text
+    return {
+        "design": asdict(design),
+        "learning_rate": LEARNING_RATE[setting],
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": {"hf_curate": __version__, "torch": torch.__version__, "trl": trl.__version__},
+        "found": found,
+    }
 
 
 if __name__ == "__main__":

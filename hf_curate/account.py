@@ -6,7 +6,7 @@ Every number on a card is computed here or read from the scorer's record.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from hf_curate.budgets import Budget
 from hf_curate.comparisons import baselines, confounds, rollouts_account, verification
+from hf_curate.hub.lines import BATCH_ROWS, batches
 from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, versions
 from hf_curate.measures import rewards_column
-from hf_curate.scored import column_of, prefix_of, type_name
+from hf_curate.scored import column_of, is_text, prefix_of, type_name
 from hf_curate.sources import source_record
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def _rows(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
     errors = f"{prefix_of(choice.column)}_error"
     failed: Counter[str] = Counter()
     if prefix_of(choice.column) and errors in choice.dataset.column_names:
-        reasons = column_of(choice.dataset, errors).to_pylist()
-        failed.update(text.partition(":")[0] for text in reasons if text and isinstance(text, str))
+        failed.update(_reasons(column_of(choice.dataset, errors)))
     nulls = int(np.isnan(choice.scores).sum())
     if nulls > sum(failed.values()):
         failed["null without a reason"] = nulls - sum(failed.values())
@@ -102,22 +102,42 @@ def _rows(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _duplicates(choice: Choice, record: Mapping[str, Any]) -> int | None:
-    """Rows whose prompt repeats that of an earlier row exactly; None where the columns are not known."""
-    from hf_curate.rows import prompt_key
+def _reasons(errors: Any) -> Iterator[str]:
+    """The kind of each failure, out of a column of errors."""
+    import pyarrow.compute as pc
 
+    told = errors.filter(pc.not_equal(errors, "")) if is_text(errors.type) else errors  # type: ignore[attr-defined]
+    return (text.partition(":")[0] for text in told.to_pylist() if text and isinstance(text, str))
+
+
+def _duplicates(choice: Choice, record: Mapping[str, Any]) -> int | None:
+    """Rows whose prompt repeats that of an earlier row exactly; None where the columns are not known.
+
+    Hashes of 64 bits are compared: two of ten million different prompts share one with a probability of 3e-6.
+    """
     dataset, columns = choice.dataset, _prompt_columns(choice, record)
     if columns is None:
         return None
     names = [n for n in (columns.messages, columns.prompt) if n is not None and n in dataset.column_names]
     if not names:
         return None
-    needed = [n for n in vars(columns).values() if isinstance(n, str) and n in dataset.column_names]
-    plain = dataset.select_columns(list(dict.fromkeys(needed))).with_format(None)
-    keys = (prompt_key(row, columns) for row in plain)  # type: ignore[arg-type]
-    seen = Counter(keys if columns.level != CHAT_OF_ROLLOUTS else map(_without_answer, keys))
-    seen.pop("", None)
-    return sum(count - 1 for count in seen.values())
+    prompts = _prompts(dataset, names[0], columns)
+    hashes = [np.fromiter(map(hash, filter(None, some)), dtype=np.int64) for some in prompts]
+    ordered = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *hashes]))
+    return int((ordered[1:] == ordered[:-1]).sum())
+
+
+def _prompts(dataset: Dataset, name: str, columns: Columns) -> Iterator[Iterable[str | None]]:
+    """The prompts of so many rows at a time, out of the column `name`, as `prompt_key` gives them; a text is its own
+    prompt."""
+    from hf_curate.rows import prompt_key
+
+    if columns.messages is None and type_name(dataset.features[name]) in ("string", "large_string"):
+        yield from (table[name].to_pylist() for table in batches(dataset, [name]))
+        return
+    for batch in dataset.select_columns([name]).with_format(None).iter(batch_size=BATCH_ROWS):
+        keys = [prompt_key({name: value}, columns) for value in batch[name]]  # type: ignore[index]
+        yield keys if columns.level != CHAT_OF_ROLLOUTS else map(_without_answer, keys)
 
 
 def _prompt_columns(choice: Choice, record: Mapping[str, Any]) -> Columns | None:

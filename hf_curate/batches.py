@@ -1,19 +1,24 @@
-"""Rows -> token batches: rendering, label positions of the spans, length bucketing under a token budget."""
+"""Rows -> token batches: rendering, label positions of the spans, length bucketing under a token budget, a tally."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
 
 from hf_curate.chat import Messages
 from hf_curate.errors import ModelError, RowError
+from hf_curate.memory import TokenBudget, attempt
 from hf_curate.rows import Trace
 from hf_curate.steps import Splitter, find_spans
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 THINK = "<think>"
 
@@ -153,15 +158,45 @@ def _positions(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, in
 
 def bucket(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices grouped by similar length, longest first, with rows * longest <= batch_tokens (one row always fits)."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
+    order, start = _longest_first(lengths), 0
+    while start < len(order):
+        batch = _batch_from(start, order, lengths, batch_tokens)
+        start += len(batch)
         yield batch
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+
+
+def _batch_from(start: int, order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[int]:
+    return order[start : start + max(1, batch_tokens // max(1, lengths[order[start]]))]
+
+
+def in_batches(
+    lengths: Sequence[int], budget: TokenBudget, work: Callable[[list[int]], Sequence[T]]
+) -> list[T | RowError]:
+    """What `work` gives for batches of rows (by index), row by row, in the rows' order.
+
+    The batches are `bucket`'s. One that does not fit into memory is tried again in smaller ones, under a budget that
+    shrinks; what was done before stays. A row that does not fit by itself is RowError("out of memory").
+    """
+    found: dict[int, T | RowError] = {}
+    order, start = _longest_first(lengths), 0
+    while start < len(order):
+        batch = _batch_from(start, order, lengths, budget.now)
+        longest = lengths[batch[0]]
+        done = attempt(partial(work, batch))
+        if done is None and len(batch) > 1:
+            budget.shrink(len(batch) * longest)
+            continue
+        if done is None:
+            found[batch[0]] = RowError("out of memory", f"{longest:,} tokens, in a batch of its own")
+        else:
+            budget.fits()
+            found.update(zip(batch, done[0], strict=True))
+        start += len(batch)
+    return [found[index] for index in range(len(lengths))]
 
 
 def pad(examples: Sequence[Example] | Sequence[Rollout], device: torch.device) -> torch.Tensor:
@@ -174,5 +209,32 @@ def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor
     import torch
 
     longest = max(map(len, rows))
+    TALLY.add(sum(map(len, rows)), longest * len(rows))
     padded = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in rows]
     return torch.tensor(padded, dtype=torch.int64, device=device)
+
+
+class Tally:
+    """Counts tokens that the model is given, in all threads of a process. Batches that are tried again count again.
+
+    tokens: of rows, and those that were sampled; padded: the same and the padding beside them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self.tokens = self.padded = 0
+
+    def add(self, tokens: int, padded: int) -> None:
+        with self._lock:
+            self.tokens += tokens
+            self.padded += padded
+
+    def take(self) -> tuple[int, int]:
+        """(tokens, padded) since the last time."""
+        with self._lock:
+            taken = self.tokens, self.padded
+            self.tokens = self.padded = 0
+        return taken
+
+
+TALLY = Tally()

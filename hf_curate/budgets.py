@@ -6,6 +6,7 @@ growing budgets are nested, also when they are stratified by group.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hf_curate.errors import BudgetError
+from hf_curate.stats import ascending
 
 MEASURED = {
     "longest": (("tokens", "length"), 1.0),
@@ -99,6 +101,8 @@ def preference(
     strategy: str = "top",
     groups: Sequence[Any] | np.ndarray | None = None,
     seed: int = 0,
+    most: int | None = None,
+    ordered: bool = True,
 ) -> np.ndarray:
     """All rows with a finite score, best first.
 
@@ -108,35 +112,83 @@ def preference(
             Sainte-Lague (the group of g scored rows gets its s-th row at priority g / (2 s - 1)); everything else
             sorts by score.
         groups: [n] hashable group keys, for "stratified".
+        most, ordered: only so many from the front of the order are needed, and those in any order unless `ordered`;
+            both save time.
 
     Returns:
-        [m] int64 indices; ties in row order.
+        [m] int64 indices, or the first `most` of them; ties in row order.
     """
     scores = np.asarray(scores, dtype=np.float64)
     valid = np.flatnonzero(np.isfinite(scores))
     if strategy == "random":
-        return valid[np.random.default_rng(seed).permutation(len(valid))]
-    best = valid[np.argsort(-scores[valid], kind="stable")]
+        return valid[np.random.default_rng(seed).permutation(len(valid))[:most]]
     if strategy != "stratified":
-        return best
+        return valid[_highest(scores[valid], most, ordered)]
     if groups is None:
         raise BudgetError("strategy='stratified' needs group=COLUMN: the column whose shares are kept.")
+    best = valid[_highest(scores[valid])]
     codes = _codes(groups)[best]
     sizes = np.bincount(codes)
-    by_group = np.argsort(codes, kind="stable")
-    place = np.empty(len(best), dtype=np.int64)
-    place[by_group] = np.arange(len(best)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return best[np.lexsort((codes, -(sizes[codes] / (2.0 * place + 1.0))))]
+    small = codes.astype(np.uint16) if len(sizes) <= 2**16 else codes  # 16 bits are sorted without comparisons
+    by_group = np.argsort(small, kind="stable")
+    place = np.arange(len(best)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return best[by_group[_highest(np.repeat(sizes, sizes) / (2.0 * place + 1.0), most, ordered)]]
+
+
+def _highest(values: np.ndarray, most: int | None = None, ordered: bool = True) -> np.ndarray:
+    """The places of the `most` highest values, of equals the first; from the highest on if `ordered`."""
+    if most is None or not 0 < most < len(values):
+        return (ascending(-values) if ordered else np.arange(len(values)))[:most]
+    least = np.partition(values, len(values) - most)[len(values) - most]
+    above, level = np.flatnonzero(values > least), np.flatnonzero(values == least)
+    above = above[ascending(-values[above])] if ordered else above
+    return np.concatenate([above, level[: most - len(above)]])
 
 
 def _codes(groups: Sequence[Any] | np.ndarray) -> np.ndarray:
     """[n] group numbers in order of first appearance; null is a group of its own, and so is NaN."""
     if isinstance(groups, np.ndarray) and groups.dtype.kind in "iu":
+        if len(groups) and groups.min() >= 0 and groups.max() <= len(groups):  # numbers of groups: no need to sort
+            first = np.full(len(groups) + 1, len(groups))
+            np.minimum.at(first, groups, np.arange(len(groups)))
+            return np.argsort(np.argsort(first))[groups]
         _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
         return np.argsort(np.argsort(first))[codes]
     seen: dict[Any, int] = {}
     keys = (group if group == group else "NaN" for group in groups)
     return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), dtype=np.int64, count=len(groups))
+
+
+def keep(
+    scores: np.ndarray,
+    budget: Budget,
+    tokens: np.ndarray | None = None,
+    *,
+    strategy: str = "top",
+    groups: Sequence[Any] | np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """The rows that `take` takes of the `preference`, out of a pool of len(scores) rows: [m] int64, ascending.
+
+    No more of the order is made than they need.
+    """
+    most, ordered = _enough(scores, budget, tokens), budget.unit == "tokens"
+    while True:
+        order = preference(scores, strategy=strategy, groups=groups, seed=seed, most=most, ordered=ordered)
+        kept = take(order, budget, len(scores), tokens)
+        if most is None or not ordered or len(kept) < len(order) or len(order) < most:
+            return np.sort(kept)
+        most *= 4
+
+
+def _enough(scores: np.ndarray, budget: Budget, tokens: np.ndarray | None) -> int | None:
+    """Rows that the budget does not go beyond, or is not likely to; None: all may be needed."""
+    if budget.unit != "tokens":
+        return budget.rows(len(scores))
+    paid = np.empty(0) if tokens is None else np.asarray(tokens, dtype=np.float64)[np.isfinite(scores)]
+    total = float(paid.sum())
+    likely = 2.0 * len(paid) * int(budget.amount) / total if 0 < total < math.inf else math.inf
+    return int(likely) + 1 if likely < len(paid) else None
 
 
 def take(order: np.ndarray, budget: Budget, pool: int, tokens: np.ndarray | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_curate.errors import CurateError
-from hf_curate.inputs import check_rows, load_rows, run_folder
+from hf_curate.inputs import Rows, check_rows, first_rows, load_rows, rows_read_once, run_folder
 from hf_curate.rollouts import command
 from hf_curate.scoring import (
     DEFAULT,
@@ -28,7 +28,10 @@ from hf_curate.scoring import (
     fit_first,
     scorer_of,
 )
+from hf_curate.spelling import as_typed
 
+RANKED = ("top", "threshold", "stratified")
+"""The strategies that keep rows by their score."""
 SELECT_HELP = """\
 Keep the best rows of a scored run under a budget, and write them as one config of a Hub dataset repo.
 
@@ -78,15 +81,16 @@ No network and no GPU; about a minute on two cores.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 on success, 1 for failed rows with --strict, 2 for an error that the message explains."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = lambda message, *_: _say("warning", message, parser, arguments)
     logging.getLogger("hf_curate").setLevel(logging.INFO)
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
     except CurateError as error:
-        print(f"hf-curate: error: {error}", file=sys.stderr)
+        _say("error", error, parser, arguments)
         return 2
     except KeyboardInterrupt:
         kept = arguments.run in (_score, _rollouts, _run_recipe) and not getattr(arguments, "dry_run", False)
@@ -99,9 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    """Warnings as one sentence, without the line of code they came from."""
-    print(f"hf-curate: warning: {message}", file=sys.stderr)
+def _say(what: str, message: Exception | str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Errors and warnings as one sentence in the words of the command, without the line of code they came from."""
+    commands = next(one.choices for one in parser._actions if isinstance(one.choices, dict))
+    own = next(one for one in commands.values() if one.get_default("run") is arguments.run)
+    print(f"hf-curate: {what}: {as_typed(str(message), own, arguments)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,7 +177,34 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="rows kept at a time, and the most that a stop loses (default: a batch)",
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that score, one device each (default: this one alone)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of the CPU, for each of them (default: all there are, divided between them)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        help="where --workers are: processes of this machine, or actors on a Ray cluster (default: local)",
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="of a cluster that is there (default: what RAY_ADDRESS names, else one of this machine for this run)",
+    )
     parser.add_argument("--strict", action="store_true", help="exit code 1 if any row failed; the others are kept")
+    parser.add_argument(
+        "--streaming", action="store_true", help="read SOURCE once, as a stream, into --out; in little memory"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="score a few hundred rows, print what the run would take and its card, and write nothing to --out",
+    )
 
 
 def _add_select(commands: Any) -> None:
@@ -243,8 +276,10 @@ def _rollouts(arguments: argparse.Namespace) -> int:
     rollouts = command.rollouts_of(arguments)
     if rollouts.server is not None:
         rollouts.server.record()  # asks it: one that does not answer leaves no folder behind
-    rows = load_rows(arguments.source)
+    rows = _rows(arguments, rollouts)
     rollouts.earlier = rows.earlier
+    if arguments.dry_run:
+        return _dry_run(arguments, rows, rollouts)
     rolled = score(rows.dataset, rollouts, source=rows.source, **_into(arguments, "rollouts"))
     failed = sum(failed_rows(rolled, rollouts).values())
     print(f"{len(rolled) - failed:,} of {len(rolled):,} rows have rollouts -> {arguments.out}")
@@ -260,8 +295,30 @@ def _into(arguments: argparse.Namespace, stage: str) -> dict[str, Any]:
     """What `score` is told of the folder that a run goes to."""
     from hf_curate.runs.replay import of_command
 
-    named = {name: getattr(arguments, name) for name in ("out", "shard_rows", "overwrite")}
-    return {**named, "recipe": of_command(stage, arguments)}
+    named = {name: getattr(arguments, name) for name in ("out", "shard_rows", "threads", "overwrite")}
+    workers = 1 if arguments.workers is None else arguments.workers
+    where = {"engine": arguments.engine or "local", "ray_address": arguments.ray_address}
+    return {**named, "workers": workers, **where, "recipe": of_command(stage, arguments)}
+
+
+def _first_rows(arguments: argparse.Namespace) -> Rows:
+    """The rows; with --streaming the first of them, to look at."""
+    return (first_rows if arguments.streaming else load_rows)(arguments.source)
+
+
+def _rows(arguments: argparse.Namespace, scorer: Any, found: Rows | None = None) -> Rows:
+    """The rows; with --streaming those that are in --out. found: what `_first_rows` gave already."""
+    if arguments.streaming and not arguments.dry_run:
+        return rows_read_once(arguments.source, Path(arguments.out).expanduser(), scorer, arguments.overwrite)
+    return found or _first_rows(arguments)
+
+
+def _dry_run(arguments: argparse.Namespace, rows: Rows, scorer: Any) -> int:
+    from hf_curate.runs.local import score
+
+    sizes = {name: getattr(arguments, name) for name in ("out", "shard_rows")}
+    score(rows.stream or rows.dataset, scorer, source=rows.source, dry_run=True, **sizes)
+    return 0
 
 
 def _next(arguments: argparse.Namespace, command: str) -> None:
@@ -287,18 +344,21 @@ def _score(arguments: argparse.Namespace) -> int:
     _check_in_and_out(arguments)
     rows = None
     if arguments.scorer is None:
-        rows = load_rows(arguments.source)
+        rows = _first_rows(arguments)
         check_traces(rows.dataset, rows.source, arguments)
     scorer, trusted = scorer_of(arguments)
-    rows = rows or load_rows(arguments.source)
+    rows = _rows(arguments, scorer, rows)
     dataset, scorer.rolled_by, scorer.earlier = rows.dataset, rows.rolled_by(vars(arguments)), rows.earlier
     for read in (rows, trusted):
         if read is not None:
             check_policy(scorer, read, arguments)
+    if arguments.dry_run:
+        return _dry_run(arguments, rows, scorer)
     if trusted is not None or arguments.save_direction is not None:
         if Path(arguments.out).exists():  # what `score` would say after the fit
             scorer.expect(dataset)
-            sizes = {} if arguments.shard_rows is None else {"shard_rows": arguments.shard_rows}
+            asked = {name: getattr(arguments, name) for name in ("shard_rows", "threads")}
+            sizes = {name: size for name, size in asked.items() if size is not None}
             check_folder(Path(arguments.out), scorer, dataset, arguments.overwrite, sizes)
         fit_first(scorer, rows, trusted, arguments)
     scored = score(dataset, scorer, source=rows.source, **_into(arguments, "score"))
@@ -307,9 +367,22 @@ def _score(arguments: argparse.Namespace) -> int:
     silent = silent_rows(scored, scorer.column, scorer.record())
     if silent:
         print(f"{silent:,} row{'' if silent == 1 else 's'} without signal (score 0)")
-    config = f"{arguments.scorer or DEFAULT}-20pct"
+    config = f"{_config(arguments)}-20pct"
     _next(arguments, f"hf-curate select {arguments.out} --budget 20% --out curated --config {config}")
     return int(arguments.strict and failed > 0)
+
+
+def _config(arguments: argparse.Namespace) -> str:
+    """What a config of this run may be called: by scorer and folder, so that two runs of one scorer are not one."""
+    from hf_curate.hub.manifest import check_names
+
+    scorer, folder = arguments.scorer or DEFAULT, Path(arguments.out).expanduser().resolve().name
+    name = folder if scorer in folder else f"{scorer}-{folder}"
+    try:
+        check_names(f"{name}-20pct", "train")
+    except CurateError:
+        return scorer
+    return name
 
 
 def _select(arguments: argparse.Namespace) -> None:
@@ -317,7 +390,9 @@ def _select(arguments: argparse.Namespace) -> None:
 
     from hf_curate.runs.local import load_run
     from hf_curate.selection import select
+    from hf_curate.sources import check_run
 
+    check_run(arguments.run_folder)
     run = load_run(arguments.run_folder)
     datasets.disable_progress_bars()
     picked = select(
@@ -331,6 +406,8 @@ def _select(arguments: argparse.Namespace) -> None:
         source=arguments.source or run.source,
     )
     picked.save(arguments.out, arguments.config, split=arguments.split)
+    if arguments.strategy in RANKED and isinstance(run.record().get("verifier"), dict):
+        print("these are rollouts, ranked by learnability: p (1 - p), p the share that is right; no gradient is in it")
     print(f"{picked!r} -> {arguments.out}")
     _next(arguments, f'load_dataset("{arguments.out}", "{arguments.config}", split="{arguments.split}")')
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.budgets import MEASURED, preference, take
+from hf_curate.budgets import MEASURED, keep, preference
 from hf_curate.errors import BudgetError
 from hf_curate.measures import (
     baseline,
@@ -18,7 +18,7 @@ from hf_curate.measures import (
     rollout_measures,
 )
 from hf_curate.scored import column_of, numbers
-from hf_curate.stats import spearman
+from hf_curate.stats import spearman, spearmans
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,7 +125,8 @@ def confounds(choice: Choice, scorer: Any) -> dict[str, float | None]:
     rollouts = "rollouts" in measures
     if rollouts:
         names = [name for name in names if name in measures] + ["success_rate", "learnability", "length"]
-    found = {name: spearman(choice.scores, measures[name]) if name in measures else None for name in names}
+    ranked = spearmans(choice.scores, {name: measures[name] for name in names if name in measures})
+    found = {name: ranked.get(name) for name in names}
     return found if rollouts and overlap is None else {**found, "overlap": overlap}
 
 
@@ -144,31 +145,33 @@ def overlap_confound(dataset: Dataset, scores: np.ndarray, scorer: Any) -> float
 def baselines(choice: Choice) -> dict[str, dict[str, int]]:
     """What other orders would keep under the same budget, and how much of it is kept here. An order that is shorter
     than the budget keeps fewer rows."""
+    kept = np.zeros(len(choice.dataset), dtype=bool)
+    kept[choice.kept] = True
     found = {}
-    for name, ranked in _rivals(choice).items():
-        order = preference(ranked, strategy="random" if name == "random" else "top", seed=choice.seed)
+    for name, ranked in _rivals(choice):
+        strategy = "random" if name == "random" else "top"
         if choice.asked is not None and choice.asked.unit == "tokens":
             try:
-                chosen = take(order, choice.asked, len(choice.dataset), choice.measures.get("tokens"))
+                tokens = choice.measures.get("tokens")
+                chosen = keep(ranked, choice.asked, tokens, strategy=strategy, seed=choice.seed)
             except BudgetError:  # its first row alone does not fit
-                chosen = order[:0]
+                chosen = choice.kept[:0]
         else:
-            chosen = order[: len(choice.kept)]
-        found[name] = {"rows": len(chosen), "shared": len(np.intersect1d(chosen, choice.kept))}
+            chosen = preference(ranked, strategy=strategy, seed=choice.seed, most=len(choice.kept), ordered=False)
+        found[name] = {"rows": len(chosen), "shared": int(kept[chosen].sum())}
     return found
 
 
-def _rivals(choice: Choice) -> dict[str, np.ndarray]:
+def _rivals(choice: Choice) -> Iterator[tuple[str, np.ndarray]]:
     """What each other order ranks by: simple ones out of the rows scored here, columns of other scorers out of the
     rows that those scored (under a budget of tokens, out of the rows whose tokens are known)."""
-    found = {"random": choice.scores}
+    yield "random", choice.scores
     for name in MEASURED:
         ranked = baseline(name, choice.measures)
         if ranked is not None:
-            found[name] = by_measure(choice.scores, *ranked)
+            yield name, by_measure(choice.scores, *ranked)
     tokens = choice.measures.get("tokens")
     for column in rival_columns(choice.dataset, choice.column):
         scores = numbers(choice.dataset, column)
         counted = choice.asked is not None and choice.asked.unit == "tokens" and tokens is not None
-        found[column] = by_measure(tokens, scores) if counted and tokens is not None else scores
-    return found
+        yield column, by_measure(tokens, scores) if counted and tokens is not None else scores

@@ -26,6 +26,7 @@ LOOKED_AT = 1000
 RESPONSES = 3
 UNREADABLE, READABLE = "cannot be scored", "can be read"
 SIGNAL, NO_SIGNAL = "signal", "no signal: all rewards are equal"
+OUTCOMES = ("right", "wrong", "could not parse")
 TRY = "--model MODEL --out runs/"
 
 
@@ -134,7 +135,7 @@ def _short(text: str) -> str:
 
 def inspect_run(folder: Path) -> str:
     """Scores and failures of a run folder."""
-    from hf_curate.comparisons import silent_rows
+    from hf_curate.comparisons import outcomes, silent_rows
     from hf_curate.runs.local import failed_rows, load_run
 
     run = load_run(folder)
@@ -150,8 +151,11 @@ def inspect_run(folder: Path) -> str:
     values = np.asarray(run.dataset.with_format("numpy")[:][run.column], dtype=np.float64)
     values = values[np.isfinite(values)]
     if len(values):
-        quantiles = ", ".join(f"{q:.0%} {np.quantile(values, q):.3f}" for q in (0.0, 0.05, 0.5, 0.95, 1.0))
+        quantiles = ", ".join(f"{q:.0%} {np.quantile(values, q):.4g}" for q in (0.0, 0.05, 0.5, 0.95, 1.0))
         lines.append(f"{run.column}: {len(values):,} scored; {quantiles}")
+    if judged := outcomes(run.dataset):
+        kinds = dict.fromkeys((*OUTCOMES, *judged))
+        lines.append(f"rollouts: {', '.join(f'{judged.get(kind, 0):,} {kind}' for kind in kinds)}")
     if silent := silent_rows(run.dataset, run.column, record):
         lines.append(f"without signal (score 0): {silent:,}")
     lines += [f"not scored: {count:,} x {kind}" for kind, count in failures.most_common()]

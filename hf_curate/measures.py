@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_curate.budgets import MEASURED
 from hf_curate.groups import CORRECT_ABOVE, SAME_REWARD
-from hf_curate.scored import column_of, is_number, is_text, numbers, prefix_of
+from hf_curate.scored import is_number, is_text, numbers, prefix_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +28,6 @@ def measures_of(dataset: Dataset, column: str, record: Mapping[str, Any]) -> dic
     A column that is called alike and holds something else is somebody else's.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     prefix, found = prefix_of(column), {}
     types = dataset.data.schema if prefix else pa.schema([])
@@ -40,8 +39,7 @@ def measures_of(dataset: Dataset, column: str, record: Mapping[str, Any]) -> dic
     if name in types.names and (
         pa.types.is_list(types.field(name).type) or pa.types.is_large_list(types.field(name).type)
     ):
-        lengths = pc.list_value_length(column_of(dataset, name))  # type: ignore[attr-defined]
-        found["steps"] = np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.float64)
+        found["steps"] = _of_view(dataset, _lengths_of_lists(dataset.data.column(name)))
     return found | rollout_measures(dataset, record)
 
 
@@ -154,10 +152,12 @@ def _by_chunk(
 ) -> list[np.ndarray]:
     found = [measure(lists) for lists in _chunks(dataset, name)]
     whole = [np.concatenate([np.empty(0), *(chunk[part] for chunk in found)]) for part in range(parts)]
-    if dataset._indices is None:
-        return whole
-    rows = np.asarray(dataset._indices.column(0))  # after the fact: gathering nested rows one by one takes minutes
-    return [values[rows] for values in whole]
+    return [_of_view(dataset, values) for values in whole]
+
+
+def _of_view(dataset: Dataset, values: np.ndarray) -> np.ndarray:
+    """What was measured of all rows, of those of the dataset: gathering nested rows one by one takes minutes."""
+    return values if dataset._indices is None else values[np.asarray(dataset._indices.column(0))]
 
 
 def _chunks(dataset: Dataset, name: str) -> Iterator[Any]:
@@ -192,9 +192,16 @@ def _lengths(values: Any) -> np.ndarray:
     if pa.types.is_struct(values.type):
         return _lengths(pc.struct_field(values, _words(values.type)))  # type: ignore[attr-defined]
     if pa.types.is_integer(_item(values.type)):
-        return _floats(pc.list_value_length(values))  # type: ignore[attr-defined]
+        return _lengths_of_lists(values)
     count, messages = _flat(values)
     return _reduced(np.add, _lengths(messages), count)
+
+
+def _lengths_of_lists(lists: Any) -> np.ndarray:
+    """[rows] float64, NaN for null."""
+    import pyarrow.compute as pc
+
+    return _floats(pc.list_value_length(lists))  # type: ignore[attr-defined]
 
 
 def _flat(lists: Any) -> tuple[np.ndarray, Any]:

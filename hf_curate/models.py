@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,26 +48,58 @@ os.register_at_fork(after_in_child=_mark_forked)
 
 @dataclass
 class LanguageModel:
-    """A loaded model, ready to be scored with. `decoder` ends after the final norm; `head` starts there."""
+    """A loaded model, ready to be scored with. `decoder` ends after the final norm; `head` starts there.
+
+    autocast: the type of products, where it is not that of the weights; original: the weight that `head` was cast
+    from. See `as_now`.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     decoder: torch.nn.Module
     head: Head
     device: torch.device
+    autocast: torch.dtype | None = None
+    original: torch.Tensor | None = None
 
     def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[B, T] right-padded ids -> [B, T, d] head inputs.
 
         No attention mask: under causal attention a real token never sees the padding to its right.
         """
-        out = self.decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        return out.to(self.head.weight.device)
+        return self.states(input_ids=input_ids, use_cache=False)
+
+    def states(self, **inputs: Any) -> torch.Tensor:
+        """[B, T, d] head inputs, from what the decoder takes; in the head's type and on its device."""
+        with self.computing():
+            out = self.decoder(**inputs).last_hidden_state
+        return out.to(self.head.weight)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Around what a module of the decoder computes: the `autocast`, where there is one."""
+        import torch
+
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
+    def as_now(self, autocast: torch.dtype | None = None, *, narrow_head: bool = True) -> LanguageModel:
+        """A live model again: where it is now, with the head that it has now, and as a trainer computes with it under
+        autocast, in products of that type from weights as they are. The head is cast here, once, unless its products
+        stay as they are (narrow_head=False): after a step of the optimizer this has to be called again."""
+        from hf_curate.gradients.head import head_of
+
+        head, device = head_of(causal_lm(self.model)), next(self.model.parameters()).device
+        cast = head
+        if autocast is not None and narrow_head:
+            cast = replace(
+                head, weight=head.weight.to(autocast), bias=None if head.bias is None else head.bias.to(autocast)
+            )
+        return replace(self, head=cast, device=device, autocast=autocast, original=head.weight)
 
     def is_current(self) -> bool:
         """Whether `head` still is the model's: the weights of a live model may be replaced, cast or moved."""
         now = causal_lm(self.model).get_output_embeddings().weight
-        return now.data_ptr() == self.head.weight.data_ptr() and now.dtype == self.head.weight.dtype
+        held = self.head.weight if self.original is None else self.original
+        return now.data_ptr() == held.data_ptr() and now.dtype == held.dtype
 
 
 @contextmanager

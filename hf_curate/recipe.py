@@ -25,7 +25,10 @@ from hf_curate.plain_yaml import read_plain
 STAGES = ("rollouts", "score", "select", "push")
 OF_ONE = ("budget", "strategy", "min_score", "group", "seed")
 """Options of select that may differ from config to config."""
-NOT_IN_A_RECIPE = {"select": ("config", "budget"), "push": ("dry_run",)}
+NOT_IN_A_RECIPE = {
+    **dict.fromkeys(("rollouts", "score", "push"), ("dry_run",)),
+    "select": ("config", "budget"),
+}
 MAPPINGS = {"verifier_option": "gold: solution", "server_extra": "top_k: 0"}
 """Options that are one text or several on the command line, and mappings here."""
 CURATED = "curated"

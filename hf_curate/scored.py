@@ -20,7 +20,12 @@ def column_of(dataset: Dataset, name: str) -> Any:
     """A whole column as an arrow array."""
     if name not in dataset.column_names:
         raise ColumnsError(f"there is no column {name!r}; {there_are(name, dataset, 'Name one of these.')}")
-    return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+    column, view = dataset.data.column(name), dataset._indices
+    if view is None:
+        return column.combine_chunks()
+    whole = column.combine_chunks() if is_number(column.type) else column  # texts in one piece may be too many
+    taken = whole.take(view.column(0).combine_chunks())  # `datasets` would gather them one by one
+    return taken if is_number(column.type) else taken.combine_chunks()
 
 
 def there_are(name: str, dataset: Dataset, fix: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.account import Choice, account
-from hf_curate.budgets import MEASURED, STRATEGIES, parse_budget, preference, take
+from hf_curate.budgets import MEASURED, STRATEGIES, keep, parse_budget
 from hf_curate.errors import BudgetError, ColumnsError, CurateError
 from hf_curate.hub.manifest import SOURCE_ROW
 from hf_curate.measures import baseline, measures_of, rank_by
@@ -182,14 +182,16 @@ def select(
     eligible = scores if min_score is None else np.where(scores >= min_score, scores, np.nan)
     ranked = rank_by(strategy, eligible, measures)
     groups = groups_of(dataset, group) if group is not None else None
-    order = preference(ranked, strategy=strategy, groups=groups, seed=seed)
     asked = None if strategy == "threshold" else parse_budget(budget)
     if asked is not None and asked.unit == "tokens" and "tokens" not in measures:
         raise BudgetError(
             f"budget {asked.asked!r} counts tokens, and no tokens were counted beside {column!r}: of the scorers here "
             "GraceScorer alone does (grace_tokens). Give rows (5000) or a share ('20%')."
         )
-    kept = np.sort(order if asked is None else take(order, asked, len(dataset), measures.get("tokens")))
+    if asked is None:
+        kept = np.flatnonzero(np.isfinite(ranked))
+    else:
+        kept = keep(ranked, asked, measures.get("tokens"), strategy=strategy, groups=groups, seed=seed)
     if not len(kept):
         raise BudgetError(_nothing(len(dataset), scores, min_score))
     subset = _subset(dataset, kept)

@@ -16,7 +16,7 @@ from hf_curate.errors import CurateError
 from hf_curate.hub.resolve import COMMIT, dataset_commit, dataset_license, remember
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SPEC = re.compile(
@@ -45,8 +45,18 @@ def load_source(source: str) -> tuple[Dataset, str]:
 
     A branch or tag is resolved to a commit first, and exactly that commit is loaded.
     """
+    return _loaded(source, streaming=False)
+
+
+def load_stream(source: str) -> tuple[IterableDataset, str]:
+    """As `load_source`, and nothing is read, downloaded or converted before the rows are iterated over."""
+    return _loaded(source, streaming=True)
+
+
+def _loaded(source: str, streaming: bool) -> tuple[Any, str]:
     if is_local(source):
-        return _load_local(_path(source)), public_name(source) or source
+        return _load_local(_path(source), streaming), public_name(source) or source
+    _check_no_path(source)
     parts = parse(source)
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -55,23 +65,27 @@ def load_source(source: str) -> tuple[Dataset, str]:
     if sha is None and parts["revision"] not in (None, "main"):  # `datasets` would take what is in its cache instead
         raise CurateError(f"{source} cannot be loaded: {why}.")
     try:
-        loaded = load_dataset(str(parts["id"]), parts["config"], revision=sha or parts["revision"])
+        revision = sha or parts["revision"]
+        loaded = load_dataset(str(parts["id"]), parts["config"], revision=revision, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:  # not found, offline, several configs: their message says
         if NO_DATA in str(error):
             raise CurateError(_no_rows(source)) from error
+        near = _near(_path(source))
         raise CurateError(
-            f"{source} cannot be loaded: {_first_line(error)}. It is not a local file either. Check the name, the "
-            "connection (HF_HUB_OFFLINE=1 forbids it) and, for a private or gated dataset, hf auth login."
+            f"{source} cannot be loaded from the Hub: {_first_line(error)}. It is not a file or folder here either"
+            + (f" (did you mean {near!r}?)" if near else "")
+            + ". Check the name, the connection (HF_HUB_OFFLINE=1 forbids it) and, for a private or gated dataset, hf "
+            "auth login."
         ) from error
     split = _only([str(split) for split in loaded], parts["split"], source)
-    dataset = loaded[split]  # type: ignore[index]
-    given = _cached_commit(dataset)
+    dataset: Any = loaded[split]  # type: ignore[index]
+    given = sha if streaming else _cached_commit(dataset)
     if sha is not None and given not in (None, sha):
         raise CurateError(
             f"{source} cannot be loaded at its commit {sha[:7]}: offline, datasets gives the last one that it loaded, "
             f"{str(given)[:7]}. Connect (no HF_HUB_OFFLINE), or name that commit."
         )
-    if not len(dataset):
+    if not streaming and not len(dataset):
         raise CurateError(_no_rows(f"{source}, split {split}"))
     sha = sha or given
     if sha is not None:
@@ -95,6 +109,39 @@ def check_local(source: str) -> None:
     """Raises for a local file that is not there, before anything else is loaded."""
     if is_local(source):
         _check_file(_path(source))
+    else:
+        _check_no_path(source)
+
+
+def _check_no_path(source: str) -> None:
+    """Raises for what could be a Hub id, and is all but the name of something in a folder that is there."""
+    if "/" in source and not set("@:") & set(source) and (near := _near(_path(source), cutoff=0.8)):
+        raise CurateError(
+            f"there is no {source!r} here, and there is {near!r}: did you mean that? The Hub dataset of this name is "
+            f"'{source}@main'."
+        )
+
+
+def _near(path: Path, cutoff: float = 0.6) -> str | None:
+    """The path of a file of rows, or of a folder, with almost that name in the same folder."""
+    try:
+        there = [name for name in os.listdir(path.parent) if _is_rows(path.parent / name)]
+    except (OSError, ValueError):  # no such folder, not ours to read, or no name of a folder at all
+        return None
+    names = {Path(name).stem: name for name in sorted(there)}
+    near = get_close_matches(path.stem, names, n=1, cutoff=cutoff)
+    return str(path.parent / names[near[0]]) if near else None
+
+
+def _is_rows(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS or (path.is_dir() and not path.name.startswith("."))
+
+
+def check_run(folder: str) -> None:
+    """Raises for the folder of a run that is not there, with the name of one that could be meant."""
+    path = _path(folder)
+    if not os.path.exists(path) and (near := _near(path)):
+        raise CurateError(f"there is no folder {path.name!r}: did you mean {near!r}?")
 
 
 def _cached_commit(dataset: Dataset) -> str | None:
@@ -104,7 +151,7 @@ def _cached_commit(dataset: Dataset) -> str | None:
     return name if COMMIT.fullmatch(name) else None
 
 
-def _load_local(path: Path) -> Dataset:
+def _load_local(path: Path, streaming: bool) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -117,7 +164,8 @@ def _load_local(path: Path) -> Dataset:
     if not path.stat().st_size:
         raise CurateError(_no_rows(repr(path.name)))
     try:
-        return load_dataset(FORMATS[path.suffix.lower()], data_files=glob.escape(str(path)), split="train")  # type: ignore[return-value]
+        kind, files = FORMATS[path.suffix.lower()], glob.escape(str(path))
+        return load_dataset(kind, data_files=files, split="train", streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:
         if NO_DATA in str(error):
             raise CurateError(_no_rows(repr(path.name))) from error
@@ -130,13 +178,8 @@ def _check_file(path: Path) -> None:
         return
     if os.path.isdir(path):
         raise CurateError(f"{path.name!r} is a folder: give {FORMS}.")
-    try:
-        there = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() in FORMATS]
-    except (OSError, ValueError):  # no such folder, not ours to read, or no name of a folder at all
-        there = []
-    stems = {Path(name).stem: name for name in sorted(there)}
-    near = get_close_matches(path.stem, stems, n=1)
-    fix = f"did you mean {stems[near[0]]!r}?" if near else f"give {FORMS}."
+    near = _near(path)
+    fix = f"did you mean {Path(near).name!r}?" if near else f"give {FORMS}."
     raise CurateError(f"there is no file {path.name!r}: {fix}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_curate.errors import CurateError, ManifestError
-from hf_curate.inputs import Rows, check_rows, load_rows
+from hf_curate.inputs import Rows, check_rows, load_rows, rows_read_once
 from hf_curate.recipe import Recipe, Stage
 from hf_curate.rollouts import command
 from hf_curate.scoring import options_of, scorer_of
@@ -114,12 +114,20 @@ def _run_there(stage: Stage) -> str | None:
         record = load_record(folder)
     except CurateError:  # the stage itself says what is wrong with it
         return None
-    rows = load_rows(given.source)
+    try:
+        rows = rows_read_once(given.source, folder) if given.streaming else load_rows(given.source)
+    except CurateError:
+        if not given.streaming:
+            raise
+        return None
     scorer = _scorer(stage, rows)
     features_of(rows.dataset, scorer)
     call_if_there(scorer, "expect", rows.dataset)
     begun = Begun.read(folder)
-    other_shards = given.shard_rows is not None and begun is not None and begun.plan.shard_rows != given.shard_rows
+    asked = {name: getattr(given, name) for name in ("shard_rows", "threads")}
+    other_shards = begun is not None and any(
+        size not in (None, getattr(begun.plan, name)) for name, size in asked.items()
+    )
     found = (record["scorer"]["identity"], record.get(ROWS_DIGEST), record["source"])
     asked = (scorer.identity, table_digest(rows.dataset), public_name(rows.source))
     if found != asked or other_shards or not RunFolder(folder).is_whole():

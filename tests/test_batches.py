@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unicodedata import combining
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,9 +16,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_curate import GraceScorer
-from hf_curate.batches import Example, bucket, encode, pad, render
+from hf_curate import memory as memory_room
+from hf_curate.batches import TALLY, Example, Tally, bucket, encode, in_batches, pad, render
 from hf_curate.demo import MODEL, load_traces
 from hf_curate.errors import ModelError, RowError
+from hf_curate.memory import TokenBudget
 from hf_curate.rows import Trace
 
 CHAT_THINK = CHAT.replace("<|assistant|>", "<|assistant|><think>\n")
@@ -297,9 +301,77 @@ def test_bucketing_takes_every_row_once_within_the_budget(lengths: list[int], ba
     assert ordered == sorted(lengths, reverse=True)
 
 
+LENGTHS = st.lists(st.integers(1, 300), max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 2000))
+def test_what_fits_goes_in_the_buckets_and_comes_back_in_the_rows_order(lengths: list[int], batch_tokens: int) -> None:
+    batches: list[list[int]] = []
+
+    def work(batch: list[int]) -> list[int]:
+        batches.append(batch)
+        return [10 * index for index in batch]
+
+    found = in_batches(lengths, TokenBudget(batch_tokens), work)
+    assert found == [10 * index for index in range(len(lengths))]
+    assert batches == list(bucket(lengths, batch_tokens))
+
+
+@given(LENGTHS, st.integers(1, 2000), st.integers(1, 2000))
+def test_out_of_memory_costs_the_rows_that_do_not_fit_alone_and_no_other(
+    lengths: list[int], batch_tokens: int, memory: int
+) -> None:
+    done: list[int] = []
+    tried: list[tuple[int, ...]] = []
+
+    def work(batch: list[int]) -> list[int]:
+        tried.append(tuple(batch))
+        if len(batch) * max(lengths[index] for index in batch) > memory:
+            raise MemoryError
+        done.extend(batch)
+        return [10 * index for index in batch]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_room, "_release", lambda: None)  # which goes through all of Python's objects
+        found = in_batches(lengths, TokenBudget(batch_tokens), work)
+    for index, (length, result) in enumerate(zip(lengths, found, strict=True)):
+        if length <= memory:
+            assert result == 10 * index
+        else:
+            assert str(result) == f"out of memory: {length:,} tokens, in a batch of its own"
+    assert sorted(done) == [index for index, length in enumerate(lengths) if length <= memory], "each once"
+    assert len(set(tried)) == len(tried), "and nothing is tried as it failed"
+
+
+def test_an_error_of_another_kind_is_not_held_back() -> None:
+    def work(batch: list[int]) -> list[int]:
+        raise RuntimeError("no memory has run out")
+
+    with pytest.raises(RuntimeError, match="no memory has run out"):
+        in_batches([3, 4], TokenBudget(100), work)
+
+
 def test_padding_stands_to_the_right() -> None:
     examples = [Example(ids, [[1]], "", [], 0, "", "") for ids in ([5, 6], [7, 8, 9])]
     padded = pad(examples, torch.device("cpu"))
     assert padded.shape == (2, 3)
     assert padded[0, :2].tolist() == [5, 6]
     assert padded[1].tolist() == [7, 8, 9]
+
+
+def test_tokens_and_padding_are_counted_where_rows_become_tensors() -> None:
+    TALLY.take()
+    examples = [Example(ids, [[1]], "", [], 0, "", "") for ids in ([5, 6], [7, 8, 9], [1])]
+    pad(examples, torch.device("cpu"))
+    assert (TALLY.tokens, TALLY.padded) == (6, 9)
+    pad(examples[:1], torch.device("cpu"))
+    assert TALLY.take() == (8, 11)
+    assert TALLY.take() == (0, 0)
+
+
+def test_threads_count_together() -> None:
+    tally = Tally()
+    with ThreadPoolExecutor(8) as threads:
+        taken = list(threads.map(lambda i: tally.take() if i % 10 == 0 else tally.add(1, 2), range(20_000)))
+    sums = np.sum([pair for pair in taken if pair is not None] + [tally.take()], axis=0)
+    assert sums.tolist() == [18_000, 36_000]

@@ -232,7 +232,7 @@ def test_a_pool_is_fitted_on_itself_and_its_direction_can_be_kept(
     kept = tmp_path / "kept.safetensors"
     said = main_says(capsys, *options, "--out", tmp_path / "one", "--save-direction", kept)
     assert said[:2] == [f"12 of 13 rows scored -> {tmp_path / 'one'}", "5 rows without signal (score 0)"]
-    assert said[2].endswith(f"--config {scorer}-20pct")
+    assert said[2].endswith(f"--config {scorer}-one-20pct")
     main_says(capsys, *options, "--out", tmp_path / "two")
     main_says(capsys, *options, "--out", tmp_path / "three", "--direction", kept)
     columns = [
@@ -251,7 +251,7 @@ def test_a_baseline_without_a_model_needs_none(
     said = main_says(capsys, "score", pool, "--scorer", "accuracy-greedy", "--correct-above", "0.9", "--out", out)
     assert said == [
         f"13 of 13 rows scored -> {out}",
-        f"next: hf-curate select {out} --budget 20% --out curated --config accuracy-greedy-20pct",
+        f"next: hf-curate select {out} --budget 20% --out curated --config accuracy-greedy-run-20pct",
     ]
     record = json.loads((out / "run.json").read_text("utf-8"))["scorer"]
     assert record["identity"] == AccuracyGreedyScorer(correct_above=0.9).identity
@@ -281,7 +281,7 @@ def test_every_baseline_can_be_scored_with_and_inspected(
     count = 13 if scorer in ("pass-rate-band", "random") else 12
     assert len(said) == 2
     assert said[0] == f"{count} of 13 rows scored -> {out}"
-    assert said[1] == f"next: hf-curate select {out} --budget 20% --out curated --config {scorer}-20pct"
+    assert said[1] == f"next: hf-curate select {out} --budget 20% --out curated --config {scorer}-run-20pct"
     assert f": {count} scored; 0%" in "\n".join(main_says(capsys, "inspect", out))
 
 
@@ -420,7 +420,21 @@ def test_every_option_reaches_a_scorer_that_takes_it() -> None:
         left = takes - set(kind.options) - set(kind.fixed) - {"self", "model_kwargs", "rollouts"}
         assert not left, f"{kind.name}: no option for {left}"
     known = {action.dest: action.default for action in commands()["score"]._actions}
-    assert set(OPTIONS) == set(known) - {"help", "source", "out", "overwrite", "shard_rows", "strict", "scorer"}
+    assert set(OPTIONS) == set(known) - {
+        "help",
+        "source",
+        "out",
+        "overwrite",
+        "shard_rows",
+        "workers",
+        "threads",
+        "ray_address",
+        "engine",
+        "dry_run",
+        "streaming",
+        "strict",
+        "scorer",
+    }
     assert all(known[option] is None for option in OPTIONS)
 
 
@@ -453,14 +467,14 @@ GREEDY = ["score", "POOL", "--scorer", "accuracy-greedy", "--out", "x"]
         ([*GRAD, "--validation", "no.jsonl"], "there is no file 'no.jsonl'"),
         ([*GRAD, "--direction", "f", "--save-direction", "g"], "nothing for --save-direction"),
         ([*GRAD, "--direction", "no.safetensors"], "no.safetensors"),
-        ([*GRAD, "--validation", "POOL", "--statistic", "z"], "statistic='z' is not one of"),
+        ([*GRAD, "--validation", "POOL", "--statistic", "z"], "--statistic z is not one of"),
         ([*LEARN, "--seed", "1"], "--seed is that of the projection: give --projection-dim with it"),
-        ([*LEARN, "--projection-dim", "0"], "projection_dim=0"),
-        ([*GREEDY, "--rewards", "reward"], "Did you mean rewards='rewards'?"),
-        (["score", "POOL", "--scorer", "random", "--seed", "-1", "--out", "x"], "seed=-1"),
+        ([*LEARN, "--projection-dim", "0"], "--projection-dim 0"),
+        ([*GREEDY, "--rewards", "reward"], "Did you mean --rewards rewards?"),
+        (["score", "POOL", "--scorer", "random", "--seed", "-1", "--out", "x"], "--seed -1"),
         (
             ["inspect", "POOL", "--rewards", "rewards", "--completion", "responses"],
-            "would be rollouts and completion=",
+            "would be rollouts and --completion",
         ),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
@@ -490,24 +504,30 @@ def test_an_option_of_another_scorer_or_one_that_lacks_is_an_error(
     [
         (["score", "no.jsonl", "--model", "MODEL", "--out", "x"], "there is no file 'no.jsonl'"),
         (["score", "TRACES", "--model", "no-such-folder/", "--out", "x"], "neither a folder that exists nor a Hub id"),
-        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--alpha", "7"], "alpha=7.0"),
-        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--history", "window:0"], "history="),
-        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--history", "past"], "history='past'"),
-        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--prompt", "promt"], "Did you mean prompt='prompt'?"),
-        (["score", "TRACES", "--model", "MODEL", "--out", "TRACES"], "is a file, and out= takes a folder"),
-        (["score", "TRACES", "--model", "MODEL", "--out", "RUN", "--alpha", "0.5"], "overwrite=True (--overwrite)"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--alpha", "7"], "--alpha 7.0"),
+        (
+            ["score", "TRACES", "--model", "MODEL", "--out", "x", "--history", "window:0"],
+            "history=('window', 0) must be",
+        ),
+        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--history", "past"], "--history past"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "x", "--prompt", "promt"], "Did you mean --prompt prompt?"),
+        (["score", "TRACES", "--model", "MODEL", "--out", "TRACES"], "is a file, and --out takes a folder"),
+        (
+            ["score", "TRACES", "--model", "MODEL", "--out", "RUN", "--alpha", "0.5"],
+            "give another folder, or --overwrite.",
+        ),
         (["select", "PLACE", "--budget", "5", "--out", "x", "--config", "c"], "not a run folder"),
         (["select", "RUN", "--budget", "0%", "--out", "x", "--config", "c"], "out of range"),
         (["select", "RUN", "--out", "x", "--config", "c"], "needs a budget"),
         (["select", "RUN", "--budget", "5", "--out", "x", "--config", "a/b"], "config name 'a/b' cannot be used"),
         (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--split", "a-b"], "split name 'a-b'"),
-        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--seed", "-1"], "seed=-1"),
-        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--strategy", "best"], "strategy='best'"),
+        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--seed", "-1"], "--seed -1"),
+        (["select", "RUN", "--budget", "5", "--out", "x", "--config", "c", "--strategy", "best"], "--strategy best"),
         (["select", "RUN", "--budget", "5", "--out", "TRACES", "--config", "c"], "cannot be written"),
         (["inspect", "PLACE"], "neither a run nor a curated config"),
         (["inspect", "PLACE", "--config", "c"], "there is no curated config 'c'"),
-        (["inspect", "TRACES", "--json"], "--json shows the manifest of a saved config, and 'traces.jsonl' is no"),
-        (["inspect", "RUN", "--json"], "--json shows the manifest of a saved config, and 'run' is no folder with one"),
+        (["inspect", "TRACES", "--json"], "traces.jsonl' is no folder with one"),
+        (["inspect", "RUN", "--json"], "--json shows the manifest of a saved config, and '"),
         (["inspect", "no such thing"], "cannot be read"),
         (["inspect", "org/no-such-set"], "cannot be loaded"),
         (["demo", "--out", "PLACE"], "not the folder of an earlier demo"),

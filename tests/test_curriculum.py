@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_curate import AccuracyGreedyScorer, GradAlignScorer, RandomScorer, load_curated
+from hf_curate.curriculum.journal import read_journal
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.curriculum.walk import Walk
 from hf_curate.errors import BudgetError, CurateError, ScoreError
@@ -173,30 +174,61 @@ def test_a_state_goes_on_exactly_at_any_moment(rows: int, chunk: int, every: int
     whole, first, second = fresh(), fresh(), fresh()
     expected = played(whole, range(12), prompts)
     before = played(first, range(stop), prompts)
-    second.load_state(json.loads(json.dumps(first.state())))
+    second.load_state(json.loads(json.dumps(first.state())), first.journal())
+    assert (second.history, second.used) == (first.history, first.used)
     assert before + played(second, range(stop, 12), prompts) == expected
+    assert (second.history, second.used) == (whole.history, whole.used)
     assert second.state() == whole.state()
 
 
 def test_a_state_of_another_selector_is_refused_with_both_values() -> None:
-    state = selector().state()
+    state, journal = selector().state(), selector().journal()
     with pytest.raises(CurateError, match=r"saved with chunk=6, and this selector has chunk=7"):
-        selector(chunk=7).load_state(state)
+        selector(chunk=7).load_state(state, journal)
     with pytest.raises(CurateError, match="saved with pool='sha256:"):
-        selector(rows=21).load_state(state)
+        selector(rows=21).load_state(state, journal)
     with pytest.raises(CurateError, match="saved with scorer='<AccuracyGreedyScorer"):
-        OnlineSelector(RandomScorer(), pool(), chunk=6, keep="50%", every=2).load_state(state)
+        OnlineSelector(RandomScorer(), pool(), chunk=6, keep="50%", every=2).load_state(state, journal)
     with pytest.raises(CurateError, match="no state of a selector"):
-        selector().load_state({"schema": "something"})
+        selector().load_state({"schema": "something"}, "")
+
+
+def test_a_history_that_is_not_the_states_is_refused_with_both() -> None:
+    one = selector()
+    played(one, range(3))
+    state, journal = one.state(), one.journal()
+    played(one, range(3, 5))
+    says = r"has 8 lines \(sha256 [0-9a-f]{12}\), and the state was saved with 5 \([0-9a-f]{12}\)"
+    with pytest.raises(CurateError, match=says):
+        selector().load_state(state, one.journal())
+    for text in ("{", "[]\n", '{"signal":"x","kept":[]}\n'):
+        with pytest.raises(CurateError, match="line 1 of the selector's history cannot be read"):
+            read_journal(text)
+    assert read_journal(journal) == (one.history[:2], one.used[:3])
+
+
+def test_a_state_does_not_grow_and_a_line_is_made_once() -> None:
+    one = selector(rows=4_000, chunk=512, keep="25%", every=1)
+    sizes, lines = [], []
+    for step in range(6):
+        rng = np.random.default_rng(step)
+        one.accept(one.decided(step, rng.normal(size=512).tolist(), (rng.random(512) < 0.5).tolist(), seconds=1.5))
+        one.take(16, step)
+        sizes.append(len(json.dumps(one.state())))
+        lines = one.journal().splitlines()
+    assert max(sizes) - min(sizes) < 100
+    assert max(map(len, lines)) < 12_000
+    json_of_the_round, one.history[0]["step"] = lines[0], 99
+    assert one.journal().splitlines()[0] == json_of_the_round
 
 
 def test_another_validation_set_is_another_selector() -> None:
     def of(rows: int) -> OnlineSelector:
         return OnlineSelector(GradAlignScorer(validation=pool(rows)), pool(), chunk=6)
 
-    of(3).load_state(of(3).state())
+    of(3).load_state(of(3).state(), "")
     with pytest.raises(CurateError, match="saved with validation='sha256:"):
-        of(4).load_state(of(3).state())
+        of(4).load_state(of(3).state(), "")
 
 
 def test_processes_that_have_had_other_rounds_are_found_out() -> None:

@@ -267,8 +267,9 @@ CASES: dict[str, Callable[[Path], Any]] = {
         GradAlignScorer(validation=ROLLOUTS, statistic="t"), stop_early=0.95
     ),
     "selector: reuse_rollouts of everything": lambda _: selector(keep="100%", reuse_rollouts=True),
-    "selector: the state of another": lambda _: selector().load_state(selector(every=3).state()),
-    "selector: no state": lambda _: selector().load_state({}),
+    "selector: the state of another": lambda _: selector().load_state(selector(every=3).state(), ""),
+    "selector: a history of another state": lambda _: selector().load_state(selector().state(), "{}\n"),
+    "selector: no state": lambda _: selector().load_state({}, ""),
     "selector: nothing used": lambda _: selector().history_dataset(),
     "online: max_steps": lambda folder: online.trainer(folder, selector(), max_steps=-1),
     "online: no selector": lambda folder: online.trainer(folder, AccuracyGreedyScorer()),  # type: ignore[arg-type]

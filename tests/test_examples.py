@@ -26,7 +26,7 @@ EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_example_runs(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+        [sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()

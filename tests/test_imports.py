@@ -30,32 +30,35 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(FACTS - {"errors"}, FACTS),
     "weights": {"errors", "rows", "hub.resolve"},
     "models": {*FACTS, "weights", "gradients.head"},
-    "batches": {*FACTS, "models"},
-    "gradients": {*FACTS, "models", "batches", "gradients"},
-    "scorers": {*FACTS, "stats", "sources", "weights", "models", "batches", "gradients", "scorers"},
-    "rollouts": {*FACTS, "weights", "models", "batches", "rollouts", *SCORER_BASE},
-    "budgets": {"errors"},
+    "memory": set(),
+    "batches": {*FACTS, "models", "memory"},
+    "gradients": {*FACTS, "models", "memory", "batches", "gradients"},
+    "scorers": {*FACTS, "stats", "memory", "sources", "weights", "models", "batches", "gradients", "scorers"},
+    "rollouts": {*FACTS, "weights", "models", "memory", "batches", "rollouts", *SCORER_BASE},
+    "budgets": {"errors", "stats"},
     "stats": {"errors"},
     "sources": {"errors", "hub.resolve"},
     "scored": {"errors"},
     "measures": {"groups", "budgets", "scored"},
     "comparisons": {"errors", "budgets", "stats", "scored", "measures"},
-    "account": {"rows", "budgets", "scored", "measures", "comparisons", "sources", "hub.manifest"},
+    "account": {"rows", "budgets", "scored", "measures", "comparisons", "sources", "hub.lines", "hub.manifest"},
     "selection": {"errors", "budgets", "scored", "measures", "account", "hub"},
     "report": {"errors", "hub.markdown"},
     "hub": {"errors", "hub", "report", "selection"},
-    "runs": {"errors", "sources", "scorers", "scored", "comparisons", "runs"},
+    "runs": {"errors", "sources", "batches", "scorers", "scored", "comparisons", "runs"},
     "inspect": {
         *("errors", "rows", "groups", "steps", "measures", "comparisons", "sources", "runs", "hub", "scorers.either")
     },
     "demo": {"errors", "demo", "runs", "rollouts", "scorers", "selection", "gradients", "sources", "hub"},
     "curriculum": {"errors", "budgets", "hub.manifest", "selection", "curriculum"},
     "integrations": {
-        *("errors", "weights", "models", "batches", "gradients", "scorers", "rollouts", "curriculum", "integrations")
+        *("errors", "weights", "models", "batches", "gradients", "scorers", "rollouts", "curriculum", "integrations"),
+        "runs.digest",
     },
     "inputs": {"errors", "sources", "runs"},
     "scoring": {"errors", "rows", "inputs", "scorers"},
     "plain_yaml": {"errors"},
+    "spelling": {"rollouts.verify"},
     "recipe": {"*"},
     "stages": {"*"},
     "cli": {"*"},
@@ -63,11 +66,13 @@ ALLOWED: dict[str, set[str]] = {
 DOORS: dict[str, set[str]] = {
     "scorers.learnalign": {"rollouts.rollouts"},
     "runs.replay": {"scoring", "rollouts.verify"},
+    "runs.probe": {"selection"},
 }
 """What single modules may import beside that: a warmed-up policy samples for itself, and a run's recipe is written in
-the words of the command line."""
+the words of the command line, and a dry run shows the card of a selection."""
 
 FORBIDDEN_PACKAGES = {
+    "memory": {"torch", "transformers", "datasets", "numpy"},
     **{
         name: {"torch", "transformers", "datasets", "huggingface_hub", "jinja2", "matplotlib", "peft"}
         for name in FACTS
@@ -141,6 +146,11 @@ def test_every_room_has_a_rule_and_every_rule_a_room() -> None:
     assert {room(module) for module in FILES} == set(ALLOWED)
 
 
+def test_ray_is_imported_by_its_engine_alone() -> None:
+    engine = {"runs.ray", "runs.ray_cluster"}
+    assert {module for module, path in FILES.items() if "ray" in {room(name) for name in imports(path)}} == engine
+
+
 def test_scorers_and_hub_do_not_know_each_other() -> None:
     for module, path in FILES.items():
         rooms = {room(name) for name in ours(path)}
@@ -166,7 +176,18 @@ def loaded_by(code: str, *names: str) -> list[str]:
     return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
-HEAVY = ("torch", "transformers", "matplotlib", "peft", "datasets", "huggingface_hub", "numpy", "jinja2", "pyarrow")
+HEAVY = (
+    "ray",
+    "torch",
+    "transformers",
+    "matplotlib",
+    "peft",
+    "datasets",
+    "huggingface_hub",
+    "numpy",
+    "jinja2",
+    "pyarrow",
+)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -177,6 +198,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_using_what_needs_no_model_loads_no_torch() -> None:
     code = "from hf_curate import select, load_curated, Card, score, Selection; from hf_curate import inspect, sources"
     assert loaded_by(code, "transformers", "matplotlib", "peft", "torch") == []
+    assert loaded_by("import hf_curate.runs.resumable, hf_curate.runs.workers", "ray") == []
     code = "from hf_curate.demo import MODEL; from hf_curate.weights import ModelSource as Source"
     named = f"{code}; Source.of('org/name'); Source.of(MODEL).identity()"
     made = "from hf_curate import verifier; [verifier(n) for n in ('exact', 'math', 'choice', 'countdown', print)]"

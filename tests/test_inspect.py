@@ -6,6 +6,7 @@ import json
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from pools import Scorer, pool
@@ -165,6 +166,16 @@ def test_a_run_is_summed_up(run: Path) -> None:
     reasons = [text.partition(":")[0] for text in pool()["grace_error"] if text]
     for kind in ("no answer", "too long"):
         assert f"not scored: {reasons.count(kind)} x {kind}" in text
+
+
+def test_small_scores_keep_their_digits(run: Path) -> None:
+    data = pool()
+    small = [None if value is None else value * 1e-6 for value in data["grace_value"]]
+    kind = data.features["grace_value"]
+    data.remove_columns("grace_value").add_column("grace_value", small, feature=kind).to_parquet(run / SCORES_FILE)
+    known = [value for value in small if value is not None]
+    assert f"50% {np.median(np.float32(known)):.4g}, " in inspect_run(run)
+    assert "e-07" in inspect_run(run)
 
 
 def test_a_run_stands_in_for_its_scorer(run: Path) -> None:

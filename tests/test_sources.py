@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from datasets import Dataset
 
 from hf_curate import sources
 from hf_curate.errors import CurateError
-from hf_curate.sources import check_local, is_local, load_source, parse, public_name, source_record
+from hf_curate.sources import check_local, check_run, is_local, load_source, parse, public_name, source_record
 
 ROWS = [{"prompt": "a", "completion": "1"}, {"prompt": "سلام", "completion": "\u2028"}]
 
@@ -173,7 +174,7 @@ def test_a_mistyped_file_is_told_the_name_of_the_nearest(tmp_path: Path) -> None
 def test_a_hub_dataset_without_network_says_what_to_check(source: str) -> None:
     with pytest.raises(CurateError) as caught:
         load_source(source)
-    for words in (source, "HF_HUB_OFFLINE", "not a local file", "hf auth login"):
+    for words in (source, "HF_HUB_OFFLINE", "not a file or folder here", "hf auth login"):
         assert words in str(caught.value)
 
 
@@ -231,3 +232,37 @@ def test_a_branch_that_cannot_be_resolved_has_no_commit_and_a_commit_is_taken_as
     assert pinned is not None
     assert pinned["sha"] == sha
     assert source_record(None, data) is None
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "rolled").mkdir(parents=True)
+    (tmp_path / "runs" / ".rolledx").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("look", [check_local, load_source])
+def test_what_could_be_a_hub_id_and_is_almost_a_folder_here_is_said_to_be_both(
+    runs: Path, look: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_curate.sources.dataset_commit", lambda *_: pytest.fail("the Hub was asked"))
+    says = r"there is no 'runs/roled' here, and there is 'runs/rolled': did you mean that\?.*'runs/roled@main'"
+    with pytest.raises(CurateError, match=says):
+        look("runs/roled")
+
+
+def test_a_hub_id_that_is_like_nothing_here_is_a_hub_id(runs: Path) -> None:
+    for source in ("runs/gsm8k", "runs/roled@main", "runs/roled:default/train", "openai/rolled", "roled"):
+        check_local(source)
+    (runs / "curated").mkdir()
+    says = r"curatd cannot be loaded from the Hub: .* not a file or folder here either \(did you mean 'curated'\?\)"
+    with pytest.raises(CurateError, match=says):
+        load_source("curatd")
+
+
+def test_the_folder_of_a_run_that_is_not_there_is_told_the_nearest(runs: Path) -> None:
+    with pytest.raises(CurateError, match=r"there is no folder 'roled': did you mean 'runs/rolled'\?"):
+        check_run("runs/roled")
+    for folder in ("runs/rolled", "runs/zzz", "nowhere/rolled"):
+        check_run(folder)

@@ -5,6 +5,7 @@ computes no score.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from hf_curate.budgets import parse_budget, preference
 from hf_curate.curriculum.history import by_row, history_dataset, used_selection
+from hf_curate.curriculum.journal import Journal, read_journal, short
 from hf_curate.curriculum.walk import Walk
 from hf_curate.errors import BudgetError, CurateError, ScoreError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from hf_curate.selection import Selection
 
-SCHEMA = "hf_curate/selector/1"
+SCHEMA = "hf_curate/selector/2"
 POOL, PROMPTS, CHANCE, SAMPLING = range(4)
 """What random numbers are drawn for; each has a stream of its own."""
 
@@ -50,12 +52,11 @@ class OnlineSelector:
         seed (`int`, *optional*, defaults to 0): of chunks, responses and order.
         reuse_rollouts (`bool`, *optional*, defaults to False): a problem's first responses of a round are also its
             group of the generation batch that the round was made for, instead of new ones. They are then drawn from
-            the very distribution of training (up to rounding: under `bf16` training samples in bfloat16, selection in
-            the type of the weights): the policy has not moved between, and the trainer refuses other `temperature`,
-            `top_p`, `max_new_tokens`, or fewer `rollouts` than its `num_generations`. Given the problem alone the
-            group is one as any other. Given that it was chosen, it is not: its rewards are among those it was chosen
-            by, so it has a signal more often than new responses of the same problem. Later batches of the round draw
-            new responses.
+            the very distribution of training (up to rounding): the policy has not moved between, and the trainer
+            refuses other `temperature`, `top_p`, `max_new_tokens`, or fewer `rollouts` than its `num_generations`.
+            Given the problem alone the group is one as any other. Given that it was chosen, it is not: its rewards are
+            among those it was chosen by, so it has a signal more often than new responses of the same problem. Later
+            batches of the round draw new responses.
         stop_early (`float`, *optional*): a confidence such as 0.95, for `GradAlignScorer(statistic="t")`. Half of the
             `rollouts` are drawn first; a problem of which it is clear with that probability on which side of the
             selection's edge it will be gets no more (see `integrations.stopping` for the approximation), and its score
@@ -63,9 +64,11 @@ class OnlineSelector:
 
     Attributes:
         selection: rows of the pool that are trained on now, best first; empty before the first round.
-        history: one record for each round, JSON: round, step, rows (the chunk), scores (null where there is none),
+        history: one record for each round, JSON: round, step, rows (the chunk), scores (7 digits, null where there is
+            none),
             signal (whether a row's rewards differ), kept, chance (whether the round was decided by it), rollouts,
-            seconds, policy (digest of the trained weights), direction (its record), failed (how many rows, by
+            seconds, policy (digest of the trained weights), autocast (the type of products where training has another
+            for them than for weights, else null), direction (its record), failed (how many rows, by
             reason), and with `stop_early` stopped (by row) and saved.
         used: one record for each generation batch, JSON: step, round, rows, reused (how many of the groups were drawn
             by the round, see `reuse_rollouts`).
@@ -146,6 +149,7 @@ class OnlineSelector:
         self._prompts = Walk(0, (seed, PROMPTS, 0))
         self._said: set[str] = set()
         self._digests: dict[str, str] = {}
+        self._journal = Journal()
 
     def __repr__(self) -> str:
         asked = f"chunk={self.chunk}, keep={self.budget.asked!r}, every={self.every}"
@@ -219,7 +223,7 @@ class OnlineSelector:
             "round": len(self.history),
             "step": step,
             "rows": rows,
-            "scores": None if scores is None else [float(v) if np.isfinite(v) else None for v in known],
+            "scores": None if scores is None else [short(v) if np.isfinite(v) else None for v in known],
             "signal": None if signal is None else [None if value is None else bool(value) for value in signal],
             "kept": kept,
             "chance": chance,
@@ -324,19 +328,22 @@ class OnlineSelector:
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything that goes on, as JSON: a selector with the same settings continues from it exactly. It holds
-        every round: about 20 kB for a chunk of 512, 22 MB after 1,000 rounds."""
+        """Where it stands, as JSON: a selector with the same settings continues exactly from it and `journal()`. It
+        does not grow with the rounds."""
         return {
             "schema": SCHEMA,
             "settings": self.settings(),
             "data": self.data(),
             "walk": self._walk.state(),
             "prompts": self._prompts.state(),
-            "history": list(self.history),
-            "used": list(self.used),
+            "journal": _digest(self.journal()),
             "elapsed": self.elapsed,
             "training_rollouts": self.training_rollouts,
         }
+
+    def journal(self) -> str:
+        """`history` and `used` as JSON lines, those of the rounds first; see `curriculum.journal`."""
+        return self._journal.text(self.history, self.used)
 
     def data(self) -> dict[str, str]:
         """Pool and validation set, by their rows; read once."""
@@ -347,8 +354,9 @@ class OnlineSelector:
             self._digests = {n: digest_rows(one, one.column_names) for n, one in data.items() if one is not None}
         return self._digests
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken. CurateError: it is that of another selector or another pool."""
+    def load_state(self, state: dict[str, Any], journal: str) -> None:
+        """Goes on where `state` and `journal` were taken. CurateError: they are of another selector or another pool,
+        or not of one moment."""
         if state.get("schema") != SCHEMA:
             raise CurateError(
                 f"this is no state of a selector: its schema is {state.get('schema')!r}, not {SCHEMA!r}."
@@ -360,7 +368,13 @@ class OnlineSelector:
                     f"the state was saved with {name}={theirs.get(name)!r}, and this selector has {name}={value!r}: "
                     "give it the same, or start without the state."
                 )
-        self.history, self.used = list(state["history"]), list(state["used"])
+        if (found := _digest(journal)) != state["journal"]:
+            raise CurateError(
+                f"the history beside the state has {found['lines']:,} lines (sha256 {found['sha256'][:12]}), and the "
+                f"state was saved with {state['journal']['lines']:,} ({state['journal']['sha256'][:12]}): it was "
+                "changed, or is of another checkpoint. Take both files of one checkpoint."
+            )
+        (self.history, self.used), self._journal = read_journal(journal), Journal()
         self.elapsed, self.training_rollouts = state["elapsed"], state["training_rollouts"]
         self._walk.load(state["walk"])
         self.selection = list(self.history[-1]["kept"]) if self.history else []
@@ -381,6 +395,10 @@ class OnlineSelector:
         steps that the policy had when it was asked), `round` (int64), `source_row` (int64, in the pool) and `score`
         (float32, null where chance decided). One row for each group of responses. CurateError: nothing was used."""
         return history_dataset(self)
+
+
+def _digest(journal: str) -> dict[str, Any]:
+    return {"lines": journal.count("\n"), "sha256": hashlib.sha256(journal.encode()).hexdigest()}
 
 
 def check_pool(pool: Any) -> None:

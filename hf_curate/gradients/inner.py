@@ -21,6 +21,7 @@ from hf_curate.batches import Rollout
 from hf_curate.errors import RowError
 from hf_curate.gradients.policy import Take, policy_gradient
 from hf_curate.gradients.tangents import NotSeparableError, Tangents
+from hf_curate.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from hf_curate.models import LanguageModel
@@ -273,7 +274,7 @@ def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) ->
             signals = policy_gradient(model, probe, [0.5, -0.25], parameters, lambda *_: None, tangents=tangents)
         except (NotSeparableError, RuntimeError, TypeError, IndexError, KeyError, RowError) as error:
             # whatever a model's own modules raise when they are run by themselves with other tensors
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             logger.debug("rollouts %s: %s", how, error)
             continue
@@ -297,7 +298,7 @@ def _tangents(
 ) -> Tangents | None:
     if direction is None or how in (None, "apart"):
         return None
-    return Tangents(model.decoder, parameters, direction, rollouts, positions=how == "positions")
+    return Tangents(model, parameters, direction, rollouts, positions=how == "positions")
 
 
 class _Sums:

@@ -8,6 +8,7 @@ and gradient reducers of a live model are not touched.
 
 A problem of more than `batch_tokens` tokens keeps only the inputs of the blocks and computes the rest again
 (`recompute`). One of more than `RECOMPUTED` times that takes several passes, and its gradient is kept until the last.
+Where memory runs out, `within` tries again with fewer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,14 @@ from hf_curate.batches import Rollout, bucket, pad
 from hf_curate.errors import RowError
 from hf_curate.gradients.recompute import blocks_of, recomputing
 from hf_curate.gradients.upstream import byte_budget, head_pass
+from hf_curate.memory import TokenBudget, attempt
 from hf_curate.models import causal_lm
 
 if TYPE_CHECKING:
     from hf_curate.gradients.tangents import Tangents
     from hf_curate.models import LanguageModel
+
+T = TypeVar("T")
 
 RECOMPUTED = 16
 """How many times `batch_tokens` fit into one pass that keeps the blocks' inputs alone."""
@@ -78,7 +83,7 @@ def policy_gradient(
     names = {id(parameter): name for name, parameter in parameters.items()}
     lengths = [len(rollout.input_ids) for rollout in rollouts]
     blocks = blocks_of(model.decoder)
-    pieces = list(bucket(lengths, batch_tokens * (RECOMPUTED if blocks else 1)))
+    pieces = _passes(lengths, batch_tokens, bool(blocks))
     pending: dict[str, Tensor] = {}
     waiting: dict[str, Tensor] = {}  # the head's share of a tied weight, until the embedding's comes
     dtype = model.head.accumulate
@@ -97,11 +102,11 @@ def policy_gradient(
 
     pooled = torch.zeros(len(rollouts), model.head.weight.shape[1], dtype=torch.float64)
     products = torch.zeros(len(rollouts), dtype=torch.float64)
-    for piece in pieces:
+    for piece, recomputed in pieces:
         batch = [rollouts[index] for index in piece]
         scales = [weights[index] / factor for index in piece]
         ids = pad(batch, model.device)
-        again = blocks if ids.numel() > batch_tokens else []
+        again = blocks if recomputed else []
 
         def work(
             batch: list[Rollout] = batch,
@@ -134,6 +139,44 @@ def policy_gradient(
     for name in list(pending):
         take(name, pending.pop(name))
     return Signals(pooled, products)
+
+
+def _passes(lengths: Sequence[int], batch_tokens: int, recompute: bool) -> list[tuple[list[int], bool]]:
+    """The rollouts (by index) of each forward and backward, and whether its blocks keep their inputs alone."""
+    pieces = bucket(lengths, batch_tokens * (RECOMPUTED if recompute else 1))
+    return [(piece, recompute and len(piece) * lengths[piece[0]] > batch_tokens) for piece in pieces]
+
+
+def within(budget: TokenBudget, model: LanguageModel, rollouts: Sequence[Rollout], work: Callable[..., T]) -> T:
+    """`work(batch_tokens=...)` on the rollouts of one problem, again with less where memory runs out.
+
+    The budget shrinks to what was enough; where nothing is, it stays. Raises RowError("out of memory") once each
+    rollout has a pass of its own that keeps the inputs of the blocks alone.
+    """
+    lengths, recompute = [len(rollout.input_ids) for rollout in rollouts], bool(blocks_of(model.decoder))
+    tokens: int | None = budget.now
+    while tokens is not None:
+        done = attempt(partial(work, batch_tokens=tokens))
+        if done is not None:
+            if tokens < budget.now:
+                budget.shrink(len(lengths) * max(lengths), tokens)
+            else:
+                budget.fits()
+            return done[0]
+        tokens = _less(lengths, tokens, recompute)
+    raise RowError(
+        "out of memory", f"{len(lengths):,} rollouts of up to {max(lengths):,} tokens, each in a pass of its own"
+    )
+
+
+def _less(lengths: Sequence[int], batch_tokens: int, recompute: bool) -> int | None:
+    """The number of tokens, by halves, that makes other passes of these rollouts; None where none does."""
+    passes = _passes(lengths, batch_tokens, recompute)
+    while batch_tokens > 1:
+        batch_tokens //= 2
+        if _passes(lengths, batch_tokens, recompute) != passes:
+            return batch_tokens
+    return None
 
 
 class _Within(nn.Module):
@@ -201,7 +244,7 @@ def _hidden(model: LanguageModel, ids: Tensor, tangents: Tangents | None) -> Ten
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if tangents is not None and tangents.positions:  # one row of positions for all could not be told apart
         inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    return model.decoder(**inputs).last_hidden_state.to(model.head.weight.device)
+    return model.states(**inputs)
 
 
 def _head(

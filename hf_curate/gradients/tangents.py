@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from hf_curate.gradients.parameters import is_linear
+
+if TYPE_CHECKING:
+    from hf_curate.models import LanguageModel
 
 
 class NotSeparableError(Exception):
@@ -38,7 +41,7 @@ class Tangents:
     """Collects the products of K rollouts during the passes of `policy_gradient`.
 
     Args:
-        decoder: the model before its head.
+        model: the loaded model, of which the decoder's part is collected.
         parameters: name -> parameter.
         direction: name -> tensor of the parameter's shape, on its device.
         rollouts: K.
@@ -47,7 +50,7 @@ class Tangents:
 
     def __init__(
         self,
-        decoder: nn.Module,
+        model: LanguageModel,
         parameters: Mapping[str, nn.Parameter],
         direction: Mapping[str, Tensor],
         rollouts: int,
@@ -58,7 +61,8 @@ class Tangents:
         self.positions = positions
         self._found: dict[torch.device, Tensor] = {}  # [2, K] on each device: the sums wait there, not the device
         self._rollouts = rollouts
-        self._owners = _owners(decoder, names)
+        self._model = model
+        self._owners = _owners(model.decoder, names)
 
     @property
     def products(self) -> Tensor:
@@ -164,7 +168,8 @@ class Tangents:
     def _contract(self, module: nn.Module, call: _Call, index: int, upstream: Tensor) -> None:
         self._busy = True
         try:
-            tangent, scale = self._tangent(module, call, index)
+            with self._model.computing():
+                tangent, scale = self._tangent(module, call, index)
         finally:
             self._busy = False
         wide = torch.float64 if upstream.dtype == torch.float64 else torch.float32
@@ -193,7 +198,8 @@ class Tangents:
         """Derivative of the module's output `index` along the direction, its inputs fixed, times a power of two."""
         own, local = self._owners[module], dict(module.named_parameters(recurse=False))
         raw = {name: self.direction[known] for name, known in own.items()}
-        scale = _near_one(raw.values()) if any(local[name].dtype == torch.float16 for name in own) else 1.0
+        types = {self._model.autocast, *(local[name].dtype for name in own)}
+        scale = _near_one(raw.values()) if torch.float16 in types else 1.0
         along = {name: (tensor * scale if scale != 1.0 else tensor).to(local[name]) for name, tensor in raw.items()}
         if is_linear(module) or isinstance(module, nn.Embedding):
             moved = {name: along[name] if name in own else torch.zeros_like(p) for name, p in local.items()}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import CurateError, MissingPackageError
 from hf_curate.hub.card import Card, Section
+from hf_curate.hub.lines import batches
 from hf_curate.hub.manifest import (
     check_names,
     content_digest,
@@ -186,8 +187,22 @@ def _write_shards(dataset: Dataset, folder: Path, manifest: Mapping[str, Any], s
         shard = plain.shard(shards, index, contiguous=True)
         if files:
             shard = shard.map(with_files, batched=True, batch_size=100, keep_in_memory=True)
-        shard.to_parquet(folder / name)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".hf_curate-") as place:
+            _in_one_piece(shard, Path(place) / "rows.arrow").to_parquet(folder / name)
     return names
+
+
+def _in_one_piece(rows: Dataset, path: Path) -> Dataset:
+    """The rows of a view, copied to a file: `datasets` gathers those of a row group one by one and all in memory."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    if rows._indices is None:
+        return rows
+    with pa.ipc.new_stream(path, rows.data.schema) as writer:
+        for table in batches(rows, rows.column_names):
+            writer.write_table(table)
+    return Dataset.from_file(str(path), info=rows.info)
 
 
 def _plots(manifest: dict, config_name: str, split: str) -> tuple[dict[str, str], dict[str, bytes]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.errors import ColumnsError, ConfigNameError, ManifestError
+from hf_curate.hub.lines import batches, json_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,11 +59,12 @@ def _short(value: object) -> str:
 def digest_rows(dataset: Dataset, columns: list[str]) -> str:
     """sha256 over the rows' values, one JSON line each with sorted keys: the same before and after a round trip of
     parquet."""
+    from datasets.features.features import require_storage_embed
+
     digest = hashlib.sha256()
-    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
-        for row in with_files(table).to_pylist():
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain).encode())
-            digest.update(b"\n")
+    files = any(require_storage_embed(dataset.features[name]) for name in columns)
+    for table in batches(dataset, columns):
+        digest.update(json_lines(with_files(table) if files else table))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -74,10 +76,6 @@ def with_files(table: Any) -> Any:
         return embed_table_storage(table, remote_files=False)
     except OSError as error:
         raise ColumnsError(f"a file that the dataset points to cannot be read: {error}.") from error
-
-
-def _plain(value: Any) -> str:
-    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 def digest_indices(indices: np.ndarray) -> str:

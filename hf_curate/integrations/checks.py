@@ -7,9 +7,11 @@ import warnings
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import CurateError
+from hf_curate.runs.digest import table_digest
 
 
 def check_trainer(trainer: Any, selector: OnlineSelector) -> None:
@@ -63,10 +65,35 @@ def check_data(trainer: Any, selector: OnlineSelector) -> None:
         )
 
 
+def check_same(train_dataset: Any, pool: Dataset) -> None:
+    """Raises unless a dataset for the trainer holds the rows of the pool."""
+    told: list[str] = []
+    if not isinstance(train_dataset, Dataset):
+        told = [f"is a {type(train_dataset).__name__}", "is a Dataset"]
+    elif train_dataset.num_rows != len(pool):
+        told = [f"has {train_dataset.num_rows:,} rows", f"has {len(pool):,}"]
+    elif train_dataset._fingerprint != pool._fingerprint:
+        digests = [table_digest(one.with_format(None)) for one in (train_dataset, pool)]
+        if digests[0] != digests[1]:
+            told = [f"holds other rows (sha256 {digests[0][:12]})", f"holds {digests[1][:12]}"]
+    if told:
+        raise CurateError(
+            f"train_dataset {told[0]}, the selector's pool {told[1]}: prompts are taken from the pool, so pass the "
+            "same dataset to both, or no train_dataset."
+        )
+
+
 def boundary_steps(trainer: Any) -> int:
     """Every so many optimizer steps a generation batch begins where a step does."""
     micro = trainer.args.steps_per_generation * trainer.num_iterations
     return micro // math.gcd(micro, trainer.args.gradient_accumulation_steps)
+
+
+def autocast_of(trainer: Any) -> torch.dtype | None:
+    """The type of training's products, where autocast makes it another than that of the weights."""
+    with trainer.accelerator.autocast():
+        kind = trainer.accelerator.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def where_exact(trainer: Any) -> str:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,14 @@ import torch
 
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import ColumnsError, NoSignalError, RowError, ScoreError
-from hf_curate.gradients.head import head_of
 from hf_curate.integrations.processes import Processes
 from hf_curate.integrations.sampling import Rolled, Sampler
 from hf_curate.integrations.stopping import decided, predicted
-from hf_curate.models import LanguageModel, causal_lm
+from hf_curate.models import LanguageModel
 from hf_curate.rollouts.verify import Verifier
 from hf_curate.scorers.base import reasons_of
 from hf_curate.scorers.baselines import RandomScorer, RewardScorer
+from hf_curate.scorers.groups import Group
 from hf_curate.scorers.in_training import policy_record
 from hf_curate.scorers.policy import DirectedScorer
 
@@ -84,8 +84,9 @@ class InPlace:
     """What a round needs beside the selector.
 
     policy: the model in training; ids_of: a prompt's tokens, as in training; new_tokens: of a response, as in
-    training; quiet: no progress bar; drawn: row of the pool -> the responses that the last round drew for it, of the
-    problems it kept, where they are to be used again.
+    training; autocast: the type of training's products where it is not that of the weights, and narrow_head: whether
+    the LM head's are of it too; quiet: no progress bar; drawn: row of the pool -> the responses that the last round
+    drew for it, of the problems it kept, where they are to be used again.
     """
 
     selector: OnlineSelector
@@ -94,17 +95,18 @@ class InPlace:
     ids_of: Callable[[Any], list[int]]
     new_tokens: int
     processes: Processes
+    autocast: torch.dtype | None = None
+    narrow_head: bool = True
     quiet: bool = False
     drawn: dict[int, list[list[int]]] = field(default_factory=dict)
 
     def round(self, step: int) -> dict[str, Any]:
         """Scores the next chunk and decides; every process goes on with the same record, which is returned."""
         began, self.drawn = time.perf_counter(), {}
-        if not self.policy.is_current():  # moved to another device, or cast, since
-            model = self.policy.model
-            self.policy = replace(self.policy, head=head_of(causal_lm(model)), device=next(model.parameters()).device)
+        self.policy = self.policy.as_now(self.autocast, narrow_head=self.narrow_head)
         with undisturbed():
             found = self._scored()
+        self.policy = self.policy.as_now()  # without its copy of the head
         record = self.processes.from_first(self._record(step, found, began))
         self.selector.accept(record)
         kept = set(record["kept"]) if self.selector.reuse_rollouts else set()
@@ -135,6 +137,7 @@ class InPlace:
             failed=dict(Counter(reason.partition(":")[0] for reason in reasons.elements())),
             direction=found.direction,
             policy=found.policy,
+            autocast=None if self.autocast is None else str(self.autocast).removeprefix("torch."),
             seconds=time.perf_counter() - began,
         )
 
@@ -207,14 +210,18 @@ class InPlace:
         return told
 
     def _continue(self, told: Scored, bound: DirectedScorer, rows: Sequence[Row], rolled: Rolled) -> None:
-        """Draws the other half of the rollouts of what the first half does not decide, and scores that again."""
+        """Draws the other half of the rollouts of what the first half does not decide, and scores that again.
+
+        A problem whose other half fails is null with its reason: the statistic of half of the rollouts is smaller by
+        a factor than those it would be compared with, and what the whole would say is not known to be clear.
+        """
         selector, column = self.selector, bound.column
         whole, first = selector.rollouts, selector.rollouts // 2
         early = [None if isinstance(result, RowError) else float(result[column]) for result in told.results]
         keep = selector.budget.rows(selector.chunk)
         told.stopped = decided(self.processes.all_of(early), first, whole, keep, selector.stop_early or 1.0)
         here = self.processes.mine(told.stopped)
-        rest = [place for place, done in enumerate(here) if not done]
+        rest = [place for place, done in enumerate(here) if not done and isinstance(rolled.groups[place], Group)]
         seed = selector.seed_of_round(AGAIN)
         more = self._sampler().rolled([rows[place] for place in rest], whole - first, seed, "undecided problems")
         told.rollouts += more.responses

@@ -11,22 +11,11 @@ import numpy as np
 from hf_curate.batches import Rollout
 from hf_curate.errors import RowError
 from hf_curate.models import LanguageModel
-from hf_curate.rollouts.prompts import Problem, PromptReader
+from hf_curate.rollouts.prompts import Problem
 from hf_curate.rollouts.rollouts import Rollouts
 from hf_curate.rollouts.verify import Verifier
 from hf_curate.scorers.fitting import has_signal
 from hf_curate.scorers.groups import Group
-
-
-class TrainerPrompts(PromptReader):
-    """Reads prompts as the trainer tokenises them."""
-
-    ids_of: Callable[[Any], list[int]]
-
-    def read(self, row: Mapping[str, Any]) -> Problem | RowError:
-        asked = row["prompt"]
-        ids = list(self.ids_of(asked))
-        return Problem(asked, asked if isinstance(asked, str) else self.tokenizer.decode(ids), ids)
 
 
 @dataclass
@@ -47,11 +36,14 @@ class Rolled:
         return [None if isinstance(group, RowError) else has_signal(group.rewards) for group in self.groups]
 
     def add(self, place: int, other: Group | RowError) -> None:
-        """More responses of one problem."""
+        """More responses of one problem that has some; where these fail, so has the problem."""
         own = self.groups[place]
-        if isinstance(own, Group) and isinstance(other, Group):
-            rewards = np.concatenate([own.rewards, other.rewards])
-            self.groups[place] = Group([*own.rollouts, *other.rollouts], rewards)
+        if isinstance(own, Group):
+            whole = other
+            if isinstance(other, Group):
+                rewards = np.concatenate([own.rewards, other.rewards])
+                whole = Group([*own.rollouts, *other.rollouts], rewards)
+            self.groups[place] = whole
 
 
 @dataclass
@@ -71,35 +63,33 @@ class Sampler:
 
     def rolled(self, rows: Sequence[Mapping[str, Any]], n: int, seed: int, what: str) -> Rolled:
         """`n` responses to the prompt of each row."""
-        maker = Rollouts(
-            self.policy.model,
+        maker = Rollouts.on(
+            self.policy,
             self.verifier,
             n,
             temperature=self.temperature,
             top_p=self.top_p,
             max_new_tokens=self.new_tokens,
             seed=seed,
-            tokenizer=self.policy.tokenizer,
-            prompt="prompt",
         )
-        maker._loaded = self.policy  # proved before training began, which may have wrapped its forward since
-        reader = TrainerPrompts(maker.source, maker.reader.asked, self.policy.tokenizer)
-        reader.ids_of = self.ids_of
-        maker.reader = reader
         found = Rolled([], [])
         for first in self.bar(range(0, len(rows), maker.batch_rows), f"rollouts of {what}"):
             part = rows[first : first + maker.batch_rows]
-            for row, made in zip(part, maker.score_rows(part), strict=True):
-                found.groups.append(_group(reader.read(row), made))
+            problems = [self._problem(row["prompt"]) for row in part]
+            for problem, made in zip(problems, maker.rolled(part, problems), strict=True):
+                found.groups.append(_group(problem, made))
                 found.columns.append(dict.fromkeys(maker.columns) if isinstance(made, RowError) else made)
         return found
 
+    def _problem(self, asked: Any) -> Problem:
+        """A prompt as the trainer tokenises it."""
+        ids, tokenizer = list(self.ids_of(asked)), self.policy.tokenizer
+        return Problem(asked, asked if isinstance(asked, str) else str(tokenizer.decode(ids)), ids)
 
-def _group(problem: Problem | RowError, made: Mapping[str, Any] | RowError) -> Group | RowError:
+
+def _group(problem: Problem, made: Mapping[str, Any] | RowError) -> Group | RowError:
     if isinstance(made, RowError):
         return made
-    if isinstance(problem, RowError):
-        return problem
     if made["rewards"] is None:
         kind, _, detail = made["rollouts_error"].partition(": ")
         return RowError(kind, detail)

@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import CurateError, MissingPackageError
-from hf_curate.integrations.checks import check_trainer, where_exact
+from hf_curate.integrations.checks import autocast_of, check_same, check_trainer, where_exact
 from hf_curate.integrations.in_place import InPlace
 from hf_curate.integrations.processes import Processes
 from hf_curate.integrations.rewards import TrainerRewards
@@ -34,7 +34,7 @@ Base: Any = GRPOTrainer
 
 __all__ = ["OnlineSelector", "SelectedGRPOTrainer"]
 
-STATE_FILE = "selector.json"
+STATE_FILE, HISTORY_FILE = "selector.json", "selector_history.jsonl"
 
 
 class SelectedGRPOTrainer(Base):
@@ -48,18 +48,21 @@ class SelectedGRPOTrainer(Base):
     Every `selector.every` optimizer steps, or at the first generation batch after, the policy as it is then answers
     the validation problems and the next chunk of the pool with a sampler of its own; the reward functions judge (or
     the selector's `verifier`, which is also needed where a reward is a model), the scorer scores, and the best are
-    trained on until the next round, in a seeded order. Random numbers, gradients, modes, flags and caches are left as
-    they were: a selector that keeps everything changes no loss. In several processes each scores a part, the first
-    decides. Evaluation is not touched.
+    trained on until the next round, in a seeded order. Forward and backward passes of selection are under training's
+    own autocast (`bf16`, which is TRL's default, or `fp16`), so that what is sampled and scored is what training
+    computes; gradients are summed and compared in float32 all the same. Random numbers, gradients, modes, flags and
+    caches are left as they were: a selector that keeps everything changes no loss. In several processes each scores a
+    part, the first decides. Evaluation is not touched.
 
     The logs gain, for each round, `selection/seconds`, `selection/rollouts`, `selection/without_signal`,
     `selection/overlap` (with the selection before) and `selection/score_mean`, `_min` and `_max` of what is kept; and
     `selection/share_of_time`, selection's of all seconds so far. `selector.history` and `selector.history_dataset()`
     say what was chosen and used; `selection_record()` how.
 
-    A checkpoint holds the selector's state (`selector.json`). Training that is resumed from one that lies on a
-    boundary between generation batches goes on with the same prompts; elsewhere TRL itself generates the rest of a
-    batch anew, here from the prompts after it, and a warning says which `save_steps` avoid that.
+    A checkpoint holds the selector's state (`selector.json`) and what it did (`selector_history.jsonl`). Training that
+    is resumed from one that lies on a boundary between generation batches goes on with the same prompts; elsewhere TRL
+    itself generates the rest of a batch anew, here from the prompts after it, and a warning says which `save_steps`
+    avoid that.
 
     Raises: `CurateError` for a missing `max_steps`, for what cannot be sampled here (tools, environments,
     `rollout_func`, images), for policies in pieces (FSDP, ZeRO-3), and for `AsyncGRPOTrainer` as another base: its
@@ -89,12 +92,8 @@ class SelectedGRPOTrainer(Base):
         if args is None or args.max_steps <= 0:
             steps = None if args is None else args.max_steps
             raise CurateError(f"max_steps={steps}: selection has no epochs, set it in GRPOConfig(max_steps=...).")
-        rows = len(selector.pool) if train_dataset is None else getattr(train_dataset, "num_rows", None)
-        if rows != len(selector.pool):
-            raise CurateError(
-                f"train_dataset has {rows} rows and the selector's pool {len(selector.pool):,}: prompts are taken "
-                "from the pool, so pass the same dataset to both, or no train_dataset."
-            )
+        if train_dataset is not None:
+            check_same(train_dataset, selector.pool)
         super().__init__(
             model, reward_funcs, args, selector.pool if train_dataset is None else train_dataset, *others, **named
         )
@@ -113,7 +112,9 @@ class SelectedGRPOTrainer(Base):
             lambda prompt: self._tokenize_prompts([prompt])[0][0],
             self.max_completion_length,
             Processes(self.accelerator),
-            self.args.disable_tqdm,
+            autocast=autocast_of(self),
+            narrow_head=not self.args.cast_lm_head_to_fp32,
+            quiet=self.args.disable_tqdm,
         )
         self._seeded: list[list[int] | None] = []
         self._since: float | None = None
@@ -207,9 +208,8 @@ class SelectedGRPOTrainer(Base):
             self._tick()
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f".{STATE_FILE}.part"
-            part.write_text(json.dumps(self.selector.state()) + "\n", encoding="utf-8")
-            os.replace(part, folder / STATE_FILE)
+            _write(folder / HISTORY_FILE, self.selector.journal())
+            _write(folder / STATE_FILE, json.dumps(self.selector.state()) + "\n")
         if (
             self._step % (self.args.steps_per_generation * self.num_iterations)
             and step < self.state.max_steps
@@ -238,4 +238,16 @@ class SelectedGRPOTrainer(Base):
                 stacklevel=2,
             )
             return
-        self.selector.load_state(json.loads(path.read_text("utf-8")))
+        history = path.with_name(HISTORY_FILE)
+        if not history.is_file():
+            raise CurateError(
+                f"{path.parent.name} holds {STATE_FILE} and no {HISTORY_FILE}: both are needed to go on."
+            )
+        self.selector.load_state(json.loads(path.read_text("utf-8")), history.read_text("utf-8"))
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

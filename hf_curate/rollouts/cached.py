@@ -64,9 +64,8 @@ class CachedTexts:
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         where = {"position_ids": positions} if self._positions else {}
         where |= {str(self._cache_name): self._cache}
-        out = self.model.decoder(input_ids=ids, attention_mask=self._mask, use_cache=True, **where)
-        head = self.model.head
-        return head.logits(out.last_hidden_state[:, -1].to(head.weight.device)).to(ids.device)
+        states = self.model.states(input_ids=ids, attention_mask=self._mask, use_cache=True, **where)
+        return self.model.head.logits(states[:, -1]).to(ids.device)
 
 
 def embeddings(model: LanguageModel) -> int:

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Features
 
+    from hf_curate.models import LanguageModel
     from hf_curate.rollouts.completions import Sampled as FromServer
     from hf_curate.rollouts.sample import Sampled
     from hf_curate.rollouts.server import ServerGenerator
@@ -52,7 +53,7 @@ class Rollouts(ModelScorer):
         prompt, messages (`str`, *optional*): names of columns. Without them: `messages`, `conversations`, `prompt` or
             its aliases.
         batch_tokens (`int`, *optional*): rows times (prompt + new tokens) sampled side by side; changes memory and
-            speed.
+            speed. Fewer after they did not fit. Defaults to 16,384 on the CPU and 131,072 elsewhere.
 
     Adds `responses` (list of string), `response_ids` (list of lists of int32, with the end token; with a server where
     it tells them), `rewards` (list of float32), `success_rate` and `learnability` (float32: p, the share of rewards
@@ -106,6 +107,13 @@ class Rollouts(ModelScorer):
         self.seed = checked_seed(seed)
         self.server = server
         self.reader = PromptReader(self.source, {"prompt": prompt, "messages": messages}, tokenizer)
+
+    @classmethod
+    def on(cls, policy: LanguageModel, verifier: str | Verifier | Callable[..., Any], n: int, **options: Any) -> Self:
+        """On a model that is loaded and proved already, such as a policy in training; options as above."""
+        made = cls(policy.model, verifier, n, tokenizer=policy.tokenizer, **options)
+        made._loaded = policy
+        return made
 
     # -- what a Scorer answers ----------------------------------------------------------------------------------------
 
@@ -184,7 +192,12 @@ class Rollouts(ModelScorer):
     def score_rows(
         self, rows: Sequence[Mapping[str, Any]], rank: int | None = None
     ) -> list[dict[str, Any] | RowError]:
-        read = [self.reader.read(row) for row in rows]
+        return self.rolled(rows, [self.reader.read(row) for row in rows], rank)
+
+    def rolled(
+        self, rows: Sequence[Mapping[str, Any]], read: Sequence[Problem | RowError], rank: int | None = None
+    ) -> list[dict[str, Any] | RowError]:
+        """As `score_rows`, of rows whose prompts were read before."""
         results: list[dict[str, Any] | RowError] = [
             item if isinstance(item, RowError) else RowError("no rollouts") for item in read
         ]
@@ -198,6 +211,12 @@ class Rollouts(ModelScorer):
         return results
 
     # -- the work -----------------------------------------------------------------------------------------------------
+
+    def token_limit(self, model: LanguageModel) -> int:
+        """Rows times (prompt + new tokens) sampled side by side."""
+        from hf_curate.rollouts.sample import default_room
+
+        return self.batch_tokens or default_room(model.device)
 
     def _sample(self, problems: Sequence[Problem], rank: int | None) -> list[list[_Response] | RowError]:
         if self.server is not None:
@@ -216,7 +235,7 @@ class Rollouts(ModelScorer):
             top_p=self.top_p,
             max_new_tokens=self.max_new_tokens,
             eos=ends,
-            batch_tokens=self.batch_tokens,
+            batch_tokens=self.token_budget(model),
         )
         return [own if isinstance(own, RowError) else [self._response(one) for one in own] for own in found]
 

@@ -18,15 +18,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_curate.batches import TALLY
 from hf_curate.errors import CurateError, RowError
+from hf_curate.memory import TokenBudget, as_budget, attempt
 from hf_curate.models import LanguageModel, evaluating
 from hf_curate.rollouts.cached import CachedTexts, check_cache, embeddings
 from hf_curate.weights import ModelSource, context_length
@@ -70,6 +74,11 @@ def named_ends(source: ModelSource) -> list[int] | None:
     return None if named is None else sorted(named if isinstance(named, list) else [named])
 
 
+def default_room(device: torch.device) -> int:
+    """Rows times (prompt + new tokens) of one batch, where nobody says."""
+    return 2**14 if device.type == "cpu" else 2**17
+
+
 def sample(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -81,7 +90,7 @@ def sample(
     seed: int = 0,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    batch_tokens: int | None = None,
+    batch_tokens: int | TokenBudget | None = None,
 ) -> list[list[Sampled] | RowError]:
     """`n` responses to each prompt (token ids), or why a prompt has none.
 
@@ -91,12 +100,13 @@ def sample(
     temperature: above 0, or 0 for the most likely token each time: n equal responses, computed once, whatever `top_p`.
     top_p: tokens are taken by falling probability, equal ones by their id, until their sum reaches it.
     batch_tokens: rows times (prompt + new tokens) of one batch, which bounds the key-value cache; 16,384 on a CPU,
-    else 131,072. One row always fits.
+    else 131,072. One row is always tried; a batch that does not fit into memory is tried again in smaller ones.
 
-    RowError: "no prompt", "unknown token id", "too long" for the model's context, "not finite" logits. ModelError: a
-    model whose cached forward gives other logits than a plain one (checked on a few tokens at each call, so that
-    models with their own kinds of cache are found out); prompts of a model that only goes wrong where rows are padded
-    are batched by equal length. The model is in eval mode meanwhile, and as it was after.
+    RowError: "no prompt", "unknown token id", "too long" for the model's context, "not finite" logits, "out of memory"
+    for one response by itself. ModelError: a model whose cached forward gives other logits than a plain one (checked
+    on a few tokens at each call, so that models with their own kinds of cache are found out); prompts of a model that
+    only goes wrong where rows are padded are batched by equal length. The model is in eval mode meanwhile, and as it
+    was after.
     """
     import torch
 
@@ -105,24 +115,44 @@ def sample(
     fit = [index for index, refused in enumerate(found) if not isinstance(refused, RowError)]
     if not fit:
         return found
-    room = batch_tokens or (2**14 if model.device.type == "cpu" else 2**17)
+    budget = as_budget(batch_tokens or default_room(model.device))
     distinct = 1 if temperature == 0 else n
     lengths = {index: len(prompts[index]) for index in fit}
+    to_do = deque((index, range(distinct)) for index in sorted(fit, key=lambda index: (-lengths[index], index)))
+
+    def work(batch: list[tuple[int, range]]) -> list[list[Sampled] | RowError]:
+        start = [prompts[index] for index, _ in batch]  # no name for the cache: it must go before the next comes
+        streams = [[_stream(seed, keys[index], k) for k in rollouts] for index, rollouts in batch]
+        made = _continue(CachedTexts(model, start), streams, eos, temperature, top_p, max_new_tokens)
+        _count(start, made)
+        return made
+
     with torch.inference_mode(), evaluating(model.model):
         padded = check_cache(model, padding=len(set(lengths.values())) > 1)
-        for batch in _batches(lengths, distinct, max_new_tokens, room, padded):
-            streams = [[_stream(seed, keys[index], k) for k in rollouts] for index, rollouts in batch]
-            start = [prompts[index] for index, _ in batch]  # no name for the cache: it must go before the next comes
-            sampled = _continue(CachedTexts(model, start), streams, eos, temperature, top_p, max_new_tokens)
-            for (index, _), own in zip(batch, sampled, strict=True):
-                before = found[index]
-                if isinstance(before, list):  # a prompt's rollouts may be spread over batches
-                    found[index] = own if isinstance(own, RowError) else before + own
+        while to_do:
+            batch = _next_batch(to_do, lengths, max_new_tokens, budget.now, padded)
+            rows, longest = sum(len(rollouts) for _, rollouts in batch), lengths[batch[0][0]]
+            done = attempt(partial(work, batch))
+            if done is not None:
+                budget.fits()
+                for (index, _), own in zip(batch, done[0], strict=True):
+                    before = found[index]
+                    if isinstance(before, list):  # a prompt's rollouts may be spread over batches
+                        found[index] = own if isinstance(own, RowError) else before + own
+            elif rows > 1:
+                budget.shrink(rows * (longest + max_new_tokens))
+                to_do.extendleft(reversed(batch))
+            else:
+                index, detail = batch[0][0], f"{longest:,} prompt tokens and {max_new_tokens:,} new ones"
+                found[index] = RowError("out of memory", f"{detail}, one response in a batch of its own")
+                while to_do and to_do[0][0] == index:
+                    to_do.popleft()
     return found if distinct == n else [own if isinstance(own, RowError) else own * n for own in found]
 
 
-def _check(n: int, prompts: Any, keys: Any, temperature: float, top_p: float, new: int, room: int | None) -> None:
+def _check(n: int, prompts: Any, keys: Any, temperature: float, top_p: float, new: int, room: Any) -> None:
     """Raises for numbers that nothing can be sampled with."""
+    room = room.now if isinstance(room, TokenBudget) else room
     for name, value in {"n": n, "max_new_tokens": new, "batch_tokens": 1 if room is None else room}.items():
         if value < 1:
             raise CurateError(f"{name}={value} must be 1 or more.")
@@ -153,28 +183,35 @@ def _stream(seed: int, key: bytes | int, rollout: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(mixed[:16], "little")))
 
 
-def _batches(lengths: dict[int, int], n: int, new: int, room: int, padded: bool) -> Iterator[list[tuple[int, range]]]:
-    """Prompts (by index) with the rollouts to sample of each, longest prompts first, rows * tokens <= room.
+def _next_batch(
+    to_do: deque[tuple[int, range]], lengths: dict[int, int], new: int, room: int, padded: bool
+) -> list[tuple[int, range]]:
+    """Takes prompts (by index) with the rollouts to sample of each from the front, rows * tokens <= room.
 
-    The rollouts of a prompt that alone exceed the room are spread over batches. Unless `padded`, the prompts of a
-    batch are of one length.
+    The longest prompts stand in front. The rollouts of a prompt that alone exceed the room are spread over batches.
+    Unless `padded`, the prompts of a batch are of one length.
     """
     batch: list[tuple[int, range]] = []
-    rows = longest = 0
-    for index in sorted(lengths, key=lambda index: (-lengths[index], index)):
-        most = max(1, room // (lengths[index] + new))
-        for first in range(0, n, most):
-            rollouts = range(first, min(n, first + most))
-            full = (rows + len(rollouts)) * (longest + new) > room
-            if batch and (full or (not padded and lengths[index] != longest)):
-                yield batch
-                batch, rows = [], 0
-            if not batch:
-                longest = lengths[index]
-            batch.append((index, rollouts))
-            rows += len(rollouts)
-    if batch:
-        yield batch
+    rows, longest = 0, lengths[to_do[0][0]]
+    while to_do:
+        index, rollouts = to_do[0]
+        own = rollouts[: max(1, room // (lengths[index] + new))]
+        full = (rows + len(own)) * (longest + new) > room
+        if batch and (full or (not padded and lengths[index] != longest)):
+            break
+        to_do.popleft()
+        batch.append((index, own))
+        rows += len(own)
+        if rest := rollouts[len(own) :]:
+            to_do.appendleft((index, rest))
+    return batch
+
+
+def _count(prompts: Sequence[Sequence[int]], made: Sequence[list[Sampled] | RowError]) -> None:
+    """Prompts once, however many responses continue them."""
+    read = sum(map(len, prompts))
+    new = sum(len(one.ids) for own in made if not isinstance(own, RowError) for one in own)
+    TALLY.add(read + new, len(prompts) * max(map(len, prompts)) + new)
 
 
 def _continue(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -28,19 +27,6 @@ class AnyScorer(Protocol):
     def identity(self) -> str: ...
     def record(self) -> dict[str, Any]: ...
     def __call__(self, rows: Any, /) -> Any: ...
-
-
-class Batches:
-    """Rows of a dataset as `map` hands them to a scorer: read one column at a time, when it is looked at."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        from datasets.formatting import get_formatter
-
-        self._rows = dataset.with_format("arrow")
-        self._formatter = get_formatter(None, features=dataset.features, lazy=True)
-
-    def of(self, rows: range) -> Any:
-        return self._formatter.format_batch(self._rows[rows.start : rows.stop])
 
 
 def as_table(found: Any, columns: Features, rows: range) -> pa.Table:
@@ -102,7 +88,9 @@ def batch_rows_of(scorer: Any, asked: int | None) -> int:
 
 
 def what_of(record: Mapping[str, Any]) -> str:
-    """What a bar calls the work of a scorer with this record: "scoring (GRACE, representation)"."""
+    """What a bar calls the work of a scorer with this record: "scoring (GRACE, representation)", "making rollouts"."""
+    if isinstance(record.get("verifier"), Mapping):
+        return "making rollouts"
     parts = (record.get("name"), (record.get("settings") or {}).get("proxy"))
     return f"scoring ({', '.join(str(part) for part in parts if part) or 'score'})"
 
@@ -116,10 +104,16 @@ def call_if_there(scorer: Any, method: str, dataset: Dataset) -> Any:
 
 def conditions_of(scorer: Any) -> dict[str, str]:
     """What changes no score but by rounding, and a run is known to be bit for bit the same under."""
-    found = {"threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())}
+    found = {}
     for name in ("device", "batch_tokens"):
         if (value := getattr(scorer, name, None)) is not None:
             found[name] = str(value)
+    return {**found, **packages()}
+
+
+def packages() -> dict[str, str]:
+    """The versions of what computes scores."""
+    found = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

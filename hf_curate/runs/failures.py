@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hf_curate")
 
+TOGETHER = 10_000
+"""Rows whose reasons are in memory at a time; reasons may all differ."""
+
 
 def error_column(scorer: Any) -> str | None:
     """The column that says why a row has no score: the last of its kind, as rollouts bring their own before it."""
@@ -23,11 +26,21 @@ def error_column(scorer: Any) -> str | None:
 
 
 def failed_rows(scored: Dataset, scorer: Any) -> Counter[str]:
-    """Reason -> rows, from the scorer's error column."""
-    column = error_column(scorer)
+    """Reason -> rows, from the scorer's error column; each kind of failure in the words of its first row."""
+    import pyarrow.compute as pc
+
+    column, counts, words = error_column(scorer), Counter(), {}
     if column is None:
-        return Counter()
-    return Counter(reason for reason in column_of(scored, column).to_pylist() if reason)
+        return counts
+    if column not in scored.column_names:
+        column_of(scored, column)  # which raises
+    rows = scored.select_columns([column]).with_format("arrow")
+    for table in rows.iter(batch_size=TOGETHER):
+        for found in pc.value_counts(table[column]).to_pylist():  # type: ignore[attr-defined]
+            reason, count = found["values"], found["counts"]
+            if reason:
+                counts[words.setdefault(reason.partition(":")[0], reason)] += count
+    return counts
 
 
 def failed_in(found: Mapping[str, Any], scorer: Any) -> int:

@@ -6,6 +6,7 @@ plan.json       what the run was begun with: the plan, the scorer, a digest of t
 recipe.yaml     what it was begun with as it was typed, for `hf-curate run`
 log.txt         what was done, gone on with, done again, and what failed
 parts/          the finished shards
+rows/           the rows of a stream, which is read once
 rollouts/       a run of its own: the rollouts that a scorer has made for its rows (validation_rollouts/ likewise)
 """
 
@@ -32,14 +33,20 @@ from hf_curate.runs.stored import PLAN_FILE, RECORD_FILE, SCORES_FILE, load_reco
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PLAN_SCHEMA = "hf_curate/plan/1"
+PLAN_SCHEMA = "hf_curate/plan/2"
 LOG_FILE = "log.txt"
 RECIPE_FILE = "recipe.yaml"
 PARTS = "parts"
 ROLLOUTS = "rollouts"
 VALIDATION_ROLLOUTS = "validation_rollouts"
-BEFORE_THE_PLAN = {LOCK_FILE, f".{PLAN_FILE}"}
-"""What a run that was killed at once may leave behind. Every other file of ours comes after plan.json."""
+ROWS = "rows"
+ROWS_FILES = ("rows.arrow", "rows.json")
+BEFORE_THE_PLAN = {
+    LOCK_FILE,
+    f".{PLAN_FILE}",
+    *(f"{ROWS}/{hidden}{name}" for name in ROWS_FILES for hidden in ("", ".")),
+}
+"""What a run that was killed before its plan may leave behind. Every other file of ours comes after plan.json."""
 SHOWN = 60
 """Characters of a value in an error."""
 DIFFERENCES = 3
@@ -90,7 +97,7 @@ class Begun:
             stored = json.loads((folder / PLAN_FILE).read_bytes())
             if stored["schema"] != PLAN_SCHEMA or not isinstance(stored["scorer"]["identity"], str):
                 return None
-            plan = Plan(*(stored[name] for name in ("rows", "shard_rows", "batch_rows")))
+            plan = Plan(*(stored[name] for name in ("rows", "shard_rows", "batch_rows", "threads")))
             return cls(plan, stored["scorer"], stored[ROWS_DIGEST], dict(stored["conditions"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
@@ -106,25 +113,33 @@ def check_folder(
         scorer: the scorer, ready to score (`expect` was called).
         rows: the dataset, or its `table_digest`.
         overwrite: whether a run of other settings may be replaced.
-        sizes: `shard_rows` and `batch_rows`, where they were asked for.
+        sizes: `shard_rows`, `batch_rows` and `threads`, where they were asked for.
 
     Raises:
         CurateError: it is a file, holds something else, or a run that differs; with both values.
     """
     folder = folder.expanduser()
-    if not folder.exists():
+    names = check_place(folder)
+    shown = shown_name(folder)
+    if overwrite or (RECORD_FILE not in names and not any_done(folder / PARTS)):
         return
+    digest = rows if isinstance(rows, str) else table_digest(rows)
+    _check_same(folder, shown, scorer, digest, sizes or {})
+
+
+def check_place(folder: Path) -> set[str]:
+    """The names in a folder that holds a run, or nothing. CurateError: it is a file, or holds something else."""
+    if not folder.exists():
+        return set()
     shown = shown_name(folder)
     if not folder.is_dir():
         raise CurateError(f"{shown!r} is a file, and out= takes a folder: give the run its own folder.")
     with writing(shown):
         names = {path.name for path in folder.iterdir()}
-    if names - BEFORE_THE_PLAN and not names & {RECORD_FILE, PLAN_FILE}:
+        found = names - {ROWS} | {f"{ROWS}/{path.name}" for path in (folder / ROWS).glob("*")}
+    if found - BEFORE_THE_PLAN and not names & {RECORD_FILE, PLAN_FILE}:
         raise CurateError(f"the folder {shown!r} holds other files and no {RECORD_FILE}: give the run its own folder.")
-    if overwrite or (RECORD_FILE not in names and not any_done(folder / PARTS)):
-        return
-    digest = rows if isinstance(rows, str) else table_digest(rows)
-    _check_same(folder, shown, scorer, digest, sizes or {})
+    return names
 
 
 def _check_same(folder: Path, shown: str, scorer: Any, digest: str, sizes: Mapping[str, int]) -> None:
@@ -237,7 +252,7 @@ class RunFolder:
     def begin(self, now: Begun, sizes: Mapping[str, int]) -> Begun:
         """What the run goes on with: what is in the folder, if that is of the same run, else `now`, on empty ground.
 
-        sizes: `shard_rows` and `batch_rows`, where they were asked for.
+        sizes: `shard_rows`, `batch_rows` and `threads`, where they were asked for.
         """
         before = Begun.read(self.path)
         same = before is not None and (before.identity, before.rows_sha256) == (now.identity, now.rows_sha256)

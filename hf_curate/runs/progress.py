@@ -13,20 +13,23 @@ EVERY = 30.0
 
 
 class Progress:
-    """Rows done, rows a second, failures, and the time that the remaining rows will take.
+    """Rows done, rows and tokens a second, failures, and the time that the remaining rows will take.
 
     Args:
-        rows: of the whole run.
+        rows: of the whole run; None where nobody knows how many there are.
         done: rows that an earlier process has scored; they count as done, and not towards the speed.
-        failed: those of them without a score.
+        failed: those of them without a score; None where rows cannot fail.
         what: what is going on, "scoring (GRACE)".
         quiet: nothing at all. None: as the bars of `datasets` are.
     """
 
-    def __init__(self, rows: int, done: int, failed: int, what: str, *, quiet: bool | None = None) -> None:
+    def __init__(
+        self, rows: int | None, done: int, failed: int | None, what: str, *, quiet: bool | None = None
+    ) -> None:
         from datasets import are_progress_bars_disabled
 
         self.rows, self.done, self.failed, self.what = rows, done, failed, what
+        self.tokens = 0
         self._resumed = done
         self._start = self._said = time.monotonic()
         self.quiet = are_progress_bars_disabled() if quiet is None else quiet
@@ -35,29 +38,45 @@ class Progress:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(desc=what, total=rows, initial=done, unit="row")
-            self._bar.set_postfix(failed=failed)
+            self._bar.set_postfix(**self._beside())
 
-    def add(self, rows: int, failed: int) -> None:
-        """So many more rows were scored, and so many of them have no score."""
+    def add(self, rows: int, failed: int = 0, tokens: int = 0) -> None:
+        """So many more rows are done, so many of them have no score, and so many tokens were read for them."""
         self.done += rows
-        self.failed += failed
+        self.tokens += tokens
+        if self.failed is not None:
+            self.failed += failed
         if self._bar is not None:
-            self._bar.set_postfix(failed=self.failed, refresh=False)
+            self._bar.set_postfix(refresh=False, **self._beside())
             self._bar.update(rows)
         elif not self.quiet and time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
+    def _beside(self) -> dict[str, Any]:
+        """What a bar shows beside rows, speed and time left."""
+        failed = {} if self.failed is None else {"failed": self.failed}
+        tokens = f"{self._each_second(self.tokens):,.0f}"
+        return {**failed, **({"tokens/s": tokens} if self.tokens else {})}
+
+    def _each_second(self, count: int) -> float:
+        seconds = time.monotonic() - self._start
+        return count / seconds if seconds > 0 else 0.0
+
     def line(self) -> str:
         """All of it in one line."""
-        seconds = time.monotonic() - self._start
-        speed = (self.done - self._resumed) / seconds if seconds > 0 else 0.0
-        left = f", {duration((self.rows - self.done) / speed)} left" if speed else ""
-        share = self.done / self.rows
-        return (
-            f"{self.what}: {self.done:,} of {self.rows:,} rows ({share:.0%}), {speed:,.1f} rows/s, "
-            f"{self.failed:,} failed{left}"
-        )
+        speed = self._each_second(self.done - self._resumed)
+        parts = [f"{self.done:,} rows"]
+        if self.rows is not None:
+            parts = [f"{self.done:,} of {self.rows:,} rows ({self.done / self.rows:.0%})"]
+        parts.append(f"{speed:,.1f} rows/s" if speed < 1000 else f"{speed:,.0f} rows/s")
+        if self.tokens:
+            parts.append(f"{self._each_second(self.tokens):,.0f} tokens/s")
+        if self.failed is not None:
+            parts.append(f"{self.failed:,} failed")
+        if self.rows is not None and speed:
+            parts.append(f"{duration((self.rows - self.done) / speed)} left")
+        return f"{self.what}: {', '.join(parts)}"
 
     def close(self) -> None:
         if self._bar is not None:

@@ -38,7 +38,7 @@ def of_call(scorer: Any, run: Mapping[str, Any]) -> str:
     """The recipe of `score(dataset, scorer, ...)`; where something of it can stand in no recipe, comments that say
     what.
 
-    run: source, out, shard_rows, batch_rows and strict, as they were given.
+    run: source, out, sizes, workers, threads, streaming and strict, as they were given.
     """
     known, lacks = dict(run), []
     source, size = known.pop("source"), known.pop("batch_rows")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from hf_curate.comparisons import overlap_confound
 from hf_curate.errors import CurateError, ScoreError
 from hf_curate.runs.calling import (
-    Batches,
-    as_table,
     batch_rows_of,
     call_if_there,
     conditions_of,
@@ -25,7 +23,7 @@ from hf_curate.runs.calling import (
     what_of,
 )
 from hf_curate.runs.digest import table_digest
-from hf_curate.runs.failures import failed_in, refuse_none_scored
+from hf_curate.runs.failures import refuse_none_scored
 from hf_curate.runs.folder import (
     ROLLOUTS,
     ROWS_DIGEST,
@@ -40,8 +38,10 @@ from hf_curate.runs.folder import (
 from hf_curate.runs.progress import Progress, no_bars
 from hf_curate.runs.shards import ROW, DamagedPartError, Plan
 from hf_curate.runs.stored import SCHEMA, load_record
+from hf_curate.runs.work import Batch, Pool, Scoring, Shard, in_turn
 from hf_curate.scored import numbers
 from hf_curate.scorers.base import Scorer
+from hf_curate.scorers.threads import threads_now, with_threads
 from hf_curate.sources import public_name
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ logger = logging.getLogger("hf_curate")
 TOGETHER = 1000
 """Rows that are put beside their scores at a time, at least."""
 
+ENGINE = ("engine", "ray_address")
+"""What of `Asked` says where scorers work."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -63,13 +66,17 @@ class Asked:
 
     shard_rows: int | None = None
     batch_rows: int | None = None
+    workers: int = 1
+    threads: int | None = None
     overwrite: bool = False
     source: str | None = None
     recipe: str | None = None
+    engine: str = "local"
+    ray_address: str | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
-        given = {"shard_rows": self.shard_rows, "batch_rows": self.batch_rows}
+        given = {"shard_rows": self.shard_rows, "batch_rows": self.batch_rows, "threads": self.threads}
         return {name: size for name, size in given.items() if size is not None}
 
 
@@ -91,7 +98,8 @@ def score_in_folder(dataset: Dataset, scorer: Any, folder: Path, asked: Asked) -
     run = RunFolder(folder)
     with run.held():
         check_folder(folder, scorer, digest, asked.overwrite, asked.sizes)  # it may have changed until it was locked
-        plan = Plan.of(len(dataset), batch_rows_of(scorer, asked.batch_rows), asked.shard_rows)
+        threads = asked.threads or max(1, threads_now(scorer) // asked.workers)
+        plan = Plan.of(len(dataset), batch_rows_of(scorer, asked.batch_rows), asked.shard_rows, threads)
         begun = run.begin(Begun(plan, record_of(scorer), digest, conditions_of(scorer)), asked.sizes)
         if asked.recipe is not None:
             run.keep_recipe(asked.recipe)
@@ -116,10 +124,12 @@ class _Scoring:
         """The scored dataset, when all of it is in the folder. fingerprint: of the dataset as it was given."""
         done = self._done()
         self._say_how_it_begins(done)
-        with self._keeps_rollouts():
+        with self._keeps_rollouts(), with_threads(self.plan.threads, self.scorer):
             pool = call_if_there(self.scorer, "complete", self.dataset) or self.dataset
             call_if_there(self.scorer, "prepare", pool)
-        self._score(pool, done)
+        features_of(pool, self.scorer)  # the record names the columns that are read, whoever reads them
+        with with_threads(self.plan.threads, self.scorer):
+            self._score(pool, done)
         scored = self._put_together(pool)
         try:
             refuse_none_scored(scored, self.scorer)
@@ -182,7 +192,8 @@ class _Scoring:
             mine = table_digest(rows) == self.begun.rows_sha256
             if mine:
                 self.made |= set(maker.columns)
-            asked = Asked(overwrite=self.asked.overwrite, source=self.asked.source if mine else None)
+            mine_too = {name: getattr(self.asked, name) for name in ("workers", "threads", "overwrite", *ENGINE)}
+            asked = Asked(**mine_too, source=self.asked.source if mine else None)
             folder = self.run.path / (ROLLOUTS if mine else VALIDATION_ROLLOUTS)
             return score_in_folder(rows.with_format(None), maker, folder, asked)
 
@@ -199,16 +210,22 @@ class _Scoring:
     # -- scoring ------------------------------------------------------------------------------------------------------
 
     def _score(self, pool: Dataset, done: Mapping[int, int]) -> None:
-        """Scores the shards that are not done, one after the other, and keeps each."""
+        """Scores the shards that are not done, and keeps each."""
+        left = [number for number in range(self.plan.shards) if number not in done]
+        if not left:
+            return
         scored_rows, failed_before = sum(len(self.plan.shard(number)) for number in done), sum(done.values())
-        if isinstance(self.scorer, Scorer) and failed_before < scored_rows:
+        proven = failed_before < scored_rows
+        if isinstance(self.scorer, Scorer) and proven:
             self.scorer.goes_on(scored_rows, failed_before)
         progress = Progress(self.plan.rows, scored_rows, failed_before, what_of(self.begun.scorer))
-        batches = Batches(pool)
         try:
-            for number in range(self.plan.shards):
-                if number not in done:
-                    self._score_shard(number, batches, progress)
+            with closing(self._engine(Pool(pool, self.scorer), left, proven)) as events:
+                for event in events:
+                    if isinstance(event, Batch):
+                        self._tell_of(event, progress)
+                    else:
+                        self._keep(event)
         except ScoreError:
             if progress.failed == progress.done:
                 self.parts.clear()  # as above
@@ -216,19 +233,30 @@ class _Scoring:
         finally:
             progress.close()
 
-    def _score_shard(self, number: int, batches: Batches, progress: Progress) -> None:
-        import pyarrow as pa
+    def _engine(self, pool: Pool, left: list[int], proven: bool) -> Generator[Batch | Shard]:
+        """What scores the shards that are left. proven: some row has a score already."""
+        kept = self._own_columns()
+        if self.asked.engine == "ray":
+            from hf_curate.runs.ray import on_ray
 
-        found, failed, own = [], 0, self._own_columns()
-        for rows in self.plan.batches(number):
-            given = self.scorer(batches.of(rows))
-            found.append(as_table(given, self.columns, rows).select(own))
-            new = failed_in(given, self.scorer)
-            failed += new
-            progress.add(len(rows), new)
+            address = self.asked.ray_address
+            return on_ray(self.scorer, pool, kept, self.plan, left, self.asked.workers, proven, address)
+        if self.asked.workers == 1:
+            return in_turn(Scoring(self.scorer, pool.features, kept), pool, self.plan, left)
+        from hf_curate.runs.workers import workers
+
+        return workers(self.scorer, pool, kept, self.plan, left, self.asked.workers, proven)
+
+    def _tell_of(self, batch: Batch, progress: Progress) -> None:
+        progress.add(batch.rows, batch.failed, batch.tokens)
+        for note in batch.notes:
+            self.run.log(note)
+
+    def _keep(self, shard: Shard) -> None:
         with writing(self.run.shown):
-            self.parts.write(number, pa.concat_tables(found), failed)
-        self.run.log(f"shard {number}: {len(self.plan.shard(number))} rows, {failed} failed")
+            self.parts.write(shard.number, shard.scores, shard.failed)
+        rows = len(self.plan.shard(shard.number))
+        self.run.log(f"shard {shard.number}: {rows} rows, {shard.failed} failed")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -242,10 +270,11 @@ class _Scoring:
             import pyarrow as pa
 
             scores = pa.concat_tables(self.parts.tables(range(indices[0], indices[-1] + 1)))
+            progress.add(len(indices))
             return pa.table({name: (scores if name in own else table)[name] for name in features})
 
         what = [self.begun.key, self.parts.digest(), repr(features)]
-        size = self.plan.shard_rows
+        size, progress = self.plan.shard_rows, Progress(self.plan.rows, 0, None, "writing")
         try:
             with writing(self.run.shown), no_bars():
                 scored = pool.with_format("arrow").map(
@@ -260,6 +289,8 @@ class _Scoring:
             raise CurateError(
                 f"a shard of the run {self.run.shown!r} was damaged while it went on ({error}): run the same again."
             ) from error
+        finally:
+            progress.close()
         return scored.with_format(None)
 
     def _finish(self, scored: Dataset, fingerprint: str, rewrite: bool) -> None:

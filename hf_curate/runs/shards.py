@@ -28,27 +28,29 @@ MOST_SHARDS = 10_000
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows are scored together, settled by three numbers: shard i holds the rows from i * shard_rows on, and is
-    read in batches of batch_rows that never cross into the next shard."""
+    """Which rows are scored together: shard i holds the rows from i * shard_rows on, and is read in batches of
+    batch_rows that never cross into the next shard. And the threads of each process that scores them: sums depend on
+    how they are split."""
 
     rows: int
     shard_rows: int
     batch_rows: int
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rows", "batch_rows", "shard_rows"):
+        for name in ("rows", "batch_rows", "shard_rows", "threads"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise CurateError(f"{name}={value!r} must be a whole number from 1 on.")
 
     @classmethod
-    def of(cls, rows: int, batch_rows: int, shard_rows: int | None = None) -> Plan:
+    def of(cls, rows: int, batch_rows: int, shard_rows: int | None = None, threads: int = 1) -> Plan:
         """The plan for so many rows. shard_rows None: one batch a shard, which is minutes of work at most, and in a
         long run so many batches that there are 10,000 shards at most."""
         if shard_rows is not None:
-            return cls(rows, shard_rows, batch_rows)
-        one = cls(rows, batch_rows, batch_rows)
-        return cls(rows, batch_rows * -(-one.shards // MOST_SHARDS), batch_rows)
+            return cls(rows, shard_rows, batch_rows, threads)
+        one = cls(rows, batch_rows, batch_rows, threads)
+        return cls(rows, batch_rows * -(-one.shards // MOST_SHARDS), batch_rows, threads)
 
     @property
     def shards(self) -> int:
@@ -70,6 +72,7 @@ class Plan:
             "shard_rows": self.shard_rows,
             "batch_rows": self.batch_rows,
             "shards": self.shards,
+            "threads": self.threads,
         }
 
 

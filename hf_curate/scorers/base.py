@@ -30,6 +30,21 @@ settings, not the rows."""
 INFERENCE_ROWS = 1000
 """`datasets` fixes the types of a map after this many rows; nulls throughout would lose the run later."""
 
+_worker = False
+
+
+def work_for_others() -> None:
+    """Says that this process scores for another one, in which a user is told what there is to be told."""
+    global _worker
+    _worker = True
+
+
+def in_worker() -> bool:
+    """Whether this process scores for another one."""
+    from multiprocess import parent_process  # type: ignore[import-untyped]
+
+    return _worker or parent_process() is not None
+
 
 class Scorer(ABC):
     """Base of the scorers. A subclass scores a list of rows, and says what its columns are.
@@ -38,11 +53,13 @@ class Scorer(ABC):
         name: the method's name as cards print it.
         prefix: the columns' common prefix; `<prefix>_error` holds "" or the reason of a null.
         algorithm_version: to be raised whenever the code gives other numbers for the same settings.
+        notes: sentences on what happened while scoring (memory that ran out), for whoever keeps a log to take away.
     """
 
     name: str
     prefix: str
     algorithm_version: int
+    notes: list[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -52,6 +69,7 @@ class Scorer(ABC):
 
     def __init__(self) -> None:
         self._arguments: dict[str, Any] = {}
+        self.notes = []
         self._seen = self._failed = 0
         self._reasons: Counter[str] = Counter()
 

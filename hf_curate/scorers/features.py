@@ -60,19 +60,23 @@ def features_of(
     import torch
 
     from hf_curate.gradients.inner import streamed
+    from hf_curate.gradients.policy import within
 
-    features = torch.zeros(projection.size, device=model.device)
-    alive = streamed(
-        model,
-        group.rollouts,
-        advantages(group.rewards).tolist(),
-        scorer.chosen(model),
-        lambda name, gradient: projection.into(features, name, gradient),
-        batch_tokens=scorer.token_limit(model),
-    )
-    if not bool(torch.isfinite(features).all()):
-        raise RowError("not finite", "the gradient of this problem overflows")
-    return features.cpu() if alive else None
+    def work(batch_tokens: int) -> torch.Tensor | None:
+        features = torch.zeros(projection.size, device=model.device)
+        alive = streamed(
+            model,
+            group.rollouts,
+            advantages(group.rewards).tolist(),
+            scorer.chosen(model),
+            lambda name, gradient: projection.into(features, name, gradient),
+            batch_tokens=batch_tokens,
+        )
+        if not bool(torch.isfinite(features).all()):
+            raise RowError("not finite", "the gradient of this problem overflows")
+        return features.cpu() if alive else None
+
+    return within(scorer.token_budget(model), model, group.rollouts, work)
 
 
 def write_features(

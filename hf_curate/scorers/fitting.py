@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from hf_curate.errors import DirectionError, RowError, ScoreError
 from hf_curate.groups import SAME_REWARD
+from hf_curate.memory import TokenBudget, as_budget
 from hf_curate.scorers.base import reasons_of
 from hf_curate.scorers.groups import Group, GroupReader
 
@@ -58,8 +61,8 @@ def read_groups(reader: GroupReader, dataset: Any, what: str) -> Iterator[Group 
     if not hasattr(dataset, "select_columns"):
         yield from dataset
         return
-    names = reader.reads(dataset.column_names)
-    for row in tqdm(dataset.select_columns(names).with_format(None), desc=what, unit="row"):
+    names, every = reader.reads(dataset.column_names), 0.1 if sys.stderr.isatty() else 30.0
+    for row in tqdm(dataset.select_columns(names).with_format(None), desc=what, unit="row", mininterval=every):
         yield reader.read(row)
 
 
@@ -68,6 +71,10 @@ class Counts:
 
     def __init__(self, correct_above: float) -> None:
         self.correct_above = correct_above
+        self.clear()
+
+    def clear(self) -> None:
+        """As at the start."""
         self.reasons: Counter[str] = Counter()
         self.all = self.with_signal = self.rollouts = self.right = self.wrong = 0
 
@@ -122,43 +129,113 @@ def mean_gradient(
     dataset: Any,
     what: str,
     counts: Counts,
-    batch_tokens: int,
+    batch_tokens: int | TokenBudget,
 ) -> Direction:
     """The mean policy gradient over the problems of a dataset; those without signal count as 0.
 
     Beside the model there is one gradient: the sum. So a problem whose gradient overflows cannot be taken out again,
-    and is an error that names it.
+    and is an error that names it. One that turns out not to fit into memory after a part of it was added makes the fit
+    begin again, and then each gradient waits in the host's memory until it is whole.
     """
+    again = dataset if hasattr(dataset, "select_columns") else _Kept(dataset)
+    budget = as_budget(batch_tokens)
+    for wait in (False, True):
+        counts.clear()
+        try:
+            return _summed(reader, model, parameters, again, what, counts, budget, wait).divided(counts.readable)
+        except _SpoiledError as error:
+            said = str(error)
+        budget.tell(f"fitting begins again: {said}")
+    raise DirectionError(f"{said}, again: lower batch_tokens=, or take fewer parameters=.")
+
+
+def _summed(
+    reader: GroupReader,
+    model: LanguageModel,
+    parameters: Mapping[str, nn.Parameter],
+    dataset: Any,
+    what: str,
+    counts: Counts,
+    budget: TokenBudget,
+    wait: bool,
+) -> Direction:
     from hf_curate.gradients.directions import Direction
     from hf_curate.gradients.inner import distinct
-    from hf_curate.gradients.policy import policy_gradient
+    from hf_curate.gradients.policy import policy_gradient, within
 
     total = Direction.zeros(parameters)
-    finite: list[Tensor] = []
-
-    def add(name: str, gradient: Tensor) -> None:
-        finite.append(gradient.isfinite().all())
-        total.add(name, gradient)
-
     for row, item in enumerate(read_groups(reader, dataset, what)):
         if isinstance(item, RowError) or not has_signal(item.rewards):
             counts.see(item)
             continue
         _, rollouts, weights = distinct(item.rollouts, advantages(item.rewards).tolist()).active()
+        adding = _Adding(total, wait, partial(policy_gradient, model, rollouts, weights, parameters))
         try:
             if rollouts:
-                policy_gradient(model, rollouts, weights, parameters, add, batch_tokens=batch_tokens)
-        except RowError as error:  # before anything was added
+                within(budget, model, rollouts, adding.attempt)
+        except RowError as error:
+            if adding.added:
+                raise _SpoiledError(f"of row {row} a part was added when this came up ({error})") from None
             counts.see(error)
         else:
             counts.see(item, bool(rollouts))
-        if not all(map(bool, finite)):
+        if not adding.is_finite():
             raise DirectionError(
                 f"the gradient of row {row} overflows: look at its rewards"
                 + (", or load the model with dtype='float32'." if _narrow(parameters) else ".")
             )
-        finite.clear()
-    return total.divided(counts.readable)
+    return total
+
+
+class _SpoiledError(Exception):
+    """The sum holds a part of a gradient that there will never be the rest of."""
+
+
+class _Adding:
+    """One problem's gradient on its way into the sum: each parameter's once, however many attempts it takes.
+
+    wait: whether gradients stay in the host's memory until all are there; after the first attempt they do.
+    """
+
+    def __init__(self, total: Direction, wait: bool, gradient: Callable[..., Any]) -> None:
+        self.total, self.wait, self.gradient = total, wait, gradient
+        self.added: set[str] = set()
+        self._finite: list[Tensor] = []
+
+    def attempt(self, batch_tokens: int) -> None:
+        waiting: dict[str, Tensor] = {}
+
+        def keep(name: str, gradient: Tensor) -> None:
+            if name not in self.added:
+                waiting[name] = gradient.cpu()
+
+        take, self.wait = keep if self.wait else self._add, True
+        self.gradient(take, batch_tokens=batch_tokens)
+        for name in list(waiting):
+            self._add(name, waiting.pop(name))
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        finite = gradient.isfinite().all()
+        self.total.add(name, gradient)
+        self.added.add(name)
+        self._finite.append(finite)
+
+    def is_finite(self) -> bool:
+        """Whether all that was added is."""
+        return all(map(bool, self._finite))
+
+
+class _Kept(Iterable[Any]):
+    """Groups that come once, for another time."""
+
+    def __init__(self, groups: Iterable[Any]) -> None:
+        self._rest, self._seen = iter(groups), []
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from list(self._seen)
+        for group in self._rest:
+            self._seen.append(group)
+            yield group
 
 
 def _narrow(parameters: Mapping[str, nn.Parameter]) -> bool:

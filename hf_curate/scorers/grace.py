@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.batches import Example, bucket, pad
+from hf_curate.batches import Example, in_batches, pad
 from hf_curate.errors import CurateError, RowError
 from hf_curate.gradients.alignment import PROXIES, TARGETS, History, step_scores
 from hf_curate.models import evaluating
+from hf_curate.scorers.base import in_worker
 from hf_curate.scorers.model import ModelScorer, one_of
 from hf_curate.scorers.traces import TraceReader
 from hf_curate.steps import Splitter
@@ -59,8 +60,8 @@ class GraceScorer(ModelScorer):
             quantization_config).
         max_length (`int`, *optional*): rows with more tokens are null, never truncated. Defaults to the model's
             context.
-        batch_tokens (`int`, *optional*): padded tokens per forward; changes speed and memory, not scores. Defaults to
-            8,192 on the CPU and 32,768 elsewhere.
+        batch_tokens (`int`, *optional*): padded tokens per forward; changes speed and memory, not scores. Fewer after
+            they did not fit. Defaults to 8,192 on the CPU and 32,768 elsewhere.
         keep_gram (`bool`, *optional*, defaults to `False`): also store the inner products of the segments.
 
     Adds `grace_step_scores` (list of float32, one per step), `grace_value` (float32, their mean), `grace_tokens`
@@ -162,20 +163,23 @@ class GraceScorer(ModelScorer):
         if not good:
             return results
         model = self.load(rank)
-        for group in bucket([len(example.input_ids) for _, example in good], self.token_limit(model)):
-            batch = [good[place] for place in group]
-            scored = self._score(model, [example for _, example in batch])
-            for (index, _), result in zip(batch, scored, strict=True):
-                results[index] = result
+        lengths = [len(example.input_ids) for _, example in good]
+        scored = in_batches(
+            lengths, self.token_budget(model), lambda batch: self._score(model, [good[place][1] for place in batch])
+        )
+        for (index, _), result in zip(good, scored, strict=True):
+            results[index] = result
         return results
+
+    def token_limit(self, model: LanguageModel) -> int:
+        """Exact gradients go through the model row by row in any batch: each row is one."""
+        return 1 if self.proxy == "exact" else super().token_limit(model)
 
     # -- the work -----------------------------------------------------------------------------------------------------
 
     def _before_load(self) -> None:
         """Once per scorer, in the user's process: workers are silent."""
-        from multiprocess import parent_process  # type: ignore[import-untyped]
-
-        if self._warned or self.source.warm_up is not None or parent_process() is not None:
+        if self._warned or self.source.warm_up is not None or in_worker():
             return
         self._warned = True
         warnings.warn(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from hf_curate.errors import CurateError, DirectionError, RowError
 from hf_curate.models import evaluating
+from hf_curate.scorers.base import in_worker
 from hf_curate.scorers.checks import checked_count, checked_number, checked_seed
 from hf_curate.scorers.fitting import Counts, advantages, has_signal, read_groups
 from hf_curate.scorers.groups import Group
@@ -178,10 +180,8 @@ class LearnAlignScorer(DirectedScorer):
 
     def _before_load(self) -> None:
         """Once per scorer, in the user's process: workers are silent. A live policy may be in training now."""
-        from multiprocess import parent_process  # type: ignore[import-untyped]
-
         known = self.source.live is not None or (self.source.warm_up or {}).get("kind") == "GRPO"
-        if self._warned or known or parent_process() is not None:
+        if self._warned or known or in_worker():
             return
         self._warned = True
         warnings.warn(
@@ -200,17 +200,18 @@ class LearnAlignScorer(DirectedScorer):
         """mean_j z_j. Beside the model there are two gradients: the sum, and that of one problem."""
         from hf_curate.gradients.directions import Direction
         from hf_curate.gradients.inner import whole_gradient
+        from hf_curate.gradients.policy import within
 
-        total, limit = Direction.zeros(parameters), self.token_limit(model)
+        total, budget = Direction.zeros(parameters), self.token_budget(model)
         for item in read_groups(self.reader, dataset, f"fitting the {self.kind}"):
             value = 0.0 if isinstance(item, RowError) else self.learnability(item.rewards)
             if isinstance(item, RowError) or not (value and has_signal(item.rewards)):
                 counts.see(item)
                 continue
+            weights = advantages(item.rewards).tolist()
+            work = partial(whole_gradient, model, item.rollouts, weights, parameters)
             try:
-                found = whole_gradient(
-                    model, item.rollouts, advantages(item.rewards).tolist(), parameters, batch_tokens=limit
-                )
+                found = within(budget, model, item.rollouts, work)
             except RowError as error:
                 counts.see(error)
                 continue

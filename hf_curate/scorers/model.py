@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_curate.errors import CurateError
+from hf_curate.memory import TokenBudget
 from hf_curate.models import as_dtype, load_model, settle_after_fork
 from hf_curate.scorers.base import Scorer
 from hf_curate.weights import ModelSource, config_dtype, folder_digest, load_config
 
 if TYPE_CHECKING:
     from hf_curate.models import LanguageModel
+
+logger = logging.getLogger("hf_curate")
 
 UNKNOWN_SHARE = 0.05
 UNRECORDED = {
@@ -56,7 +60,8 @@ class ModelScorer(Scorer):
         as_dtype(self.dtype)
         self._loaded: LanguageModel | None = None
         self._on_disk: str | None = None  # digest of the folder that was loaded
-        self._warned_unknown = False
+        self._warned_unknown = self._warned_memory = False
+        self._budget: TokenBudget | None = None
 
     def _source_of(self, given: Mapping[str, Any]) -> ModelSource:
         return ModelSource.of(given["model"], given["revision"])
@@ -133,12 +138,29 @@ class ModelScorer(Scorer):
             )
         return self._loaded
 
+    def release(self) -> None:
+        """Lets go of the model and what lies beside it on its device; it is loaded again where it is needed."""
+        self._loaded = None
+
     def _before_load(self) -> None:
         """Called before weights are read."""
 
     def token_limit(self, model: LanguageModel) -> int:
         """Padded tokens in one forward."""
         return self.batch_tokens or (8192 if model.device.type == "cpu" else 32768)
+
+    def token_budget(self, model: LanguageModel) -> TokenBudget:
+        """The same, and fewer after they did not fit into memory."""
+        limit = self.token_limit(model)
+        if self._budget is None or self._budget.limit != limit:
+            self._budget = TokenBudget(limit, self._say_memory)
+        return self._budget
+
+    def _say_memory(self, sentence: str) -> None:
+        """Every time in the notes; a warning once."""
+        self.notes.append(sentence)
+        logger.log(logging.INFO if self._warned_memory else logging.WARNING, "%s: %s", self.name, sentence)
+        self._warned_memory = True
 
     def _warn_about_unknown_tokens(self, rows: Sequence[Sequence[int]]) -> None:
         """Once: a tokenizer that does not know the text gives numbers all the same."""
@@ -169,9 +191,9 @@ class ModelScorer(Scorer):
     def _travelling_arguments(self) -> dict[str, Any]:
         if self.source.live is not None:
             raise CurateError(
-                f"a live {self.source.name} cannot travel to a worker process (num_proc is set): save it with "
-                "model.save_pretrained(folder) and tokenizer.save_pretrained(folder) and pass the folder or a Hub id, "
-                "or map without num_proc."
+                f"a live {self.source.name} cannot travel to a worker process (num_proc= or workers= is set): save it "
+                "with model.save_pretrained(folder) and tokenizer.save_pretrained(folder) and pass the folder or a "
+                "Hub id, or leave num_proc= and workers= away."
             )
         self._before_load()
         return {**self._arguments, **self._pinned_model()}

@@ -12,6 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -100,6 +101,12 @@ class PolicyScorer(ModelScorer):
             **self.reader.settings(),
         }
 
+    def release(self) -> None:
+        super().release()
+        self._chosen = None
+        if self.rollouts is not None:
+            self.rollouts.release()
+
     def chosen(self, model: LanguageModel) -> dict[str, nn.Parameter]:
         """Name -> parameter of the set, of the model that is loaded now."""
         from hf_curate.gradients.parameters import parameters_of
@@ -157,13 +164,15 @@ class PolicyScorer(ModelScorer):
             return dataset
         if self.keep is not None:
             return self.keep(dataset, self.rollouts)
-        return dataset.map(
+        made = dataset.map(
             self.rollouts,
             batched=True,
             batch_size=self.rollouts.batch_rows,
             features=self.rollouts.features(dataset),
             desc="rollouts",
         )
+        self._take_notes()
+        return made
 
     def token_limit(self, model: LanguageModel) -> int:
         """Padded tokens whose activations a backward keeps: as many as fit into 8 GiB (1 GiB on the CPU)."""
@@ -199,11 +208,19 @@ class PolicyScorer(ModelScorer):
         if not self._makes(list(rows[0])):
             return [{name: row.get(name) for name in names} for row in rows]
         failed = f"{self.rollouts.prefix}_error"
+        results = self.rollouts.score_rows(rows, rank)
+        self._take_notes()
         return [
             {**dict.fromkeys(names), failed: str(result) if isinstance(result, RowError) else ""}
             | ({} if isinstance(result, RowError) else result)
-            for result in self.rollouts.score_rows(rows, rank)
+            for result in results
         ]
+
+    def _take_notes(self) -> None:
+        """What happened while rollouts were made happened while scoring."""
+        said = getattr(self.rollouts, "notes", [])
+        self.notes += said
+        said.clear()
 
     def _with(self, made: Mapping[str, Any], result: dict[str, Any] | RowError) -> dict[str, Any]:
         """Rollouts stay, also where there is no score."""
@@ -258,6 +275,10 @@ class DirectedScorer(PolicyScorer):
 
     def model_record(self) -> dict[str, Any]:
         return super().model_record() if self._policy is None else self._policy
+
+    def release(self) -> None:
+        super().release()
+        self._at_hand = self._weights = None
 
     def _take_direction(self, direction: Any) -> None:
         """A file (or folder) that an earlier fit wrote: it must be there, and must not change."""
@@ -444,7 +465,7 @@ class DirectedScorer(PolicyScorer):
     ) -> Direction:
         """The direction: the mean gradient, unless a subclass means something else."""
         what = f"fitting the {self.kind}"
-        return mean_gradient(self.reader, model, parameters, dataset, what, counts, self.token_limit(model))
+        return mean_gradient(self.reader, model, parameters, dataset, what, counts, self.token_budget(model))
 
     # -- on a policy in training --------------------------------------------------------------------------------------
 
@@ -571,20 +592,16 @@ class DirectedScorer(PolicyScorer):
     def products(self, group: Group, rank: int | None, per_rollout: bool = False) -> tuple[Products, float]:
         """Inner products of a problem's gradient with the direction, and the direction's norm."""
         from hf_curate.gradients.inner import policy_products
+        from hf_curate.gradients.policy import within
 
         model = self.load(rank)
         tensors, norm = self.direction(model)
+        weights = advantages(group.rewards).tolist()
+        work = partial(
+            policy_products, model, group.rollouts, weights, self.chosen(model), tensors, per_rollout=per_rollout
+        )
         with evaluating(model.model):
-            found = policy_products(
-                model,
-                group.rollouts,
-                advantages(group.rewards).tolist(),
-                self.chosen(model),
-                tensors,
-                per_rollout=per_rollout,
-                batch_tokens=self.token_limit(model),
-            )
-        return found, norm
+            return within(self.token_budget(model), model, group.rollouts, work), norm
 
     # -- pickles ------------------------------------------------------------------------------------------------------
 

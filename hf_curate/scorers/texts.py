@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.batches import Example, bucket, opens_think, render_prompt
+from hf_curate.batches import Example, in_batches, opens_think, render_prompt
 from hf_curate.errors import RowError
 from hf_curate.groups import read_group
 from hf_curate.models import evaluating
@@ -214,8 +214,8 @@ class LossScorer(TextScorer):
             adapter folder), or a live causal LM together with `tokenizer`.
         prefer (`str`, *optional*, defaults to `"lowest"`): "lowest" or "highest" loss first.
         dtype, device, model_kwargs: as for `GraceScorer`.
-        batch_tokens (`int`, *optional*): padded tokens per forward; changes speed and memory, not scores. Defaults to
-            8,192 on the CPU and 32,768 elsewhere.
+        batch_tokens (`int`, *optional*): padded tokens per forward; changes speed and memory, not scores. Fewer after
+            they did not fit. Defaults to 8,192 on the CPU and 32,768 elsewhere.
         others: as for `LongestScorer`.
 
     Adds `lowest_loss_score` (float32: minus the loss) or, with "highest", `highest_loss_score` (the loss), so that
@@ -275,19 +275,19 @@ class LossScorer(TextScorer):
     def _losses(
         self, sequences: Sequence[tuple[int, list[int], list[int]]], model: LanguageModel
     ) -> list[float | RowError]:
-        """Mean loss of each sequence, or the first token whose loss is not finite."""
+        """Mean loss of each sequence, or the first token whose loss is not finite, or that it does not fit."""
         from hf_curate.gradients.losses import sequence_losses
         from hf_curate.gradients.upstream import byte_budget
 
-        budget = byte_budget(model.device)
-        found: list[float | RowError] = [0.0] * len(sequences)
-        for chosen in bucket([len(ids) for _, ids, _ in sequences], self.token_limit(model)):
+        room = byte_budget(model.device)
+
+        def work(chosen: list[int]) -> list[float | RowError]:
             batch = [sequences[index][1:] for index in chosen]
             with evaluating(model.model):
-                parts = sequence_losses(model, batch, byte_budget=budget)
-            for index, (_, own), losses in zip(chosen, batch, parts, strict=True):
-                found[index] = _mean(losses.numpy(), own)
-        return found
+                parts = sequence_losses(model, batch, byte_budget=room)
+            return [_mean(losses.numpy(), own) for (_, own), losses in zip(batch, parts, strict=True)]
+
+        return in_batches([len(ids) for _, ids, _ in sequences], self.token_budget(model), work)
 
     def _value(self, losses: Sequence[float | RowError]) -> float | RowError:
         bad = next((loss for loss in losses if isinstance(loss, RowError)), None)

@@ -119,6 +119,22 @@ def test_a_batch_is_generated_every_so_many_forwards(
         assert isinstance(rows[0]["prompt"], str)
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_training_and_its_sampling_are_under_the_accelerators_autocast(tmp_path: Path, bf16: bool) -> None:
+    trainer = watched(tmp_path, max_steps=1, bf16=bf16)
+    seen: dict[bool, set[torch.dtype]] = {False: set(), True: set()}
+    for module in trainer.model.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, given, out: seen[torch.is_grad_enabled()].add(out.dtype))
+    trainer.train()
+    with trainer.accelerator.autocast():
+        assert torch.is_autocast_enabled("cpu") == bf16
+        expected = torch.get_autocast_dtype("cpu") if bf16 else torch.float32
+    assert seen == {False: {expected}, True: {expected}}
+    assert expected == (torch.bfloat16 if bf16 else torch.float32)
+    assert trl.GRPOConfig("out", use_cpu=True).bf16, "it is the default"
+
+
 def test_answers_that_are_put_in_the_place_of_generated_ones_are_trained_on(tmp_path: Path) -> None:
     asked: list[tuple[Any, ...]] = []
     judged: list[list[int]] = []

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from hf_curate import (
     RandomScorer,
     Rollouts,
 )
+from hf_curate.curriculum.journal import read_journal
 from hf_curate.errors import CurateError, DirectionError, ScoreError
 from hf_curate.integrations.in_place import VALIDATION
-from hf_curate.integrations.trl import STATE_FILE, OnlineSelector, SelectedGRPOTrainer
+from hf_curate.integrations.trl import HISTORY_FILE, STATE_FILE, OnlineSelector, SelectedGRPOTrainer
 from hf_curate.models import load_model
 from hf_curate.rollouts.sample import end_tokens
 from hf_curate.scorers.in_training import policy_record
@@ -160,6 +162,31 @@ def test_a_round_leaves_everything_as_it_was(tmp_path: Path, adapter: bool) -> N
     assert compared == ["round 0", "round 1", "round 2"]
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_selection_computes_in_the_types_of_training(tmp_path: Path, bf16: bool) -> None:
+    chosen = online.selector()
+    one = online.trainer(tmp_path, chosen, max_steps=1, bf16=bf16)
+    seen: dict[str, set[torch.dtype]] = {"selection": set(), "training": set()}
+    where, select = ["training"], one._in_place.round
+
+    def selecting(step: int) -> Any:
+        where[0] = "selection"
+        record = select(step)
+        where[0] = "training"
+        return record
+
+    one._in_place.round = selecting
+    for module in one.model.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, given, out: seen[where[0]].add(out.dtype))
+    one.train()
+    expected = torch.bfloat16 if bf16 else torch.float32
+    assert seen == {"selection": {expected}, "training": {expected}}
+    assert {parameter.dtype for parameter in one.model.parameters()} == {torch.float32}
+    assert chosen.history[0]["autocast"] == ("bfloat16" if bf16 else None)
+    assert sum(map(bool, chosen.history[0]["scores"])) >= 3
+
+
 # -- the prompts are those chosen -------------------------------------------------------------------------------------
 
 
@@ -208,7 +235,7 @@ def test_a_model_by_its_folder_with_the_pool_as_its_dataset_trains(tmp_path: Pat
         str(rollouts.saved_policy(tmp_path / "policy")),
         reward_funcs=online.reward,
         args=online.settings(tmp_path / "run", max_steps=1),
-        train_dataset=pool,
+        train_dataset=Dataset.from_list(pool.to_list()),
         selector=online.selector(pool),
     )
     one.train()
@@ -449,8 +476,8 @@ def test_problems_that_are_decided_by_half_of_their_rollouts_get_no_more(tmp_pat
 
     early, half = selector(rollouts=16, stop_early=0.6), selector(rollouts=8)
     one = online.trained(tmp_path / "early", early, max_steps=1, save_strategy="steps", save_steps=1)
-    kept = json.loads((tmp_path / "early" / "checkpoint-1" / STATE_FILE).read_text("utf-8"))
-    assert kept["history"] == early.history
+    kept = (tmp_path / "early" / "checkpoint-1" / HISTORY_FILE).read_text("utf-8")
+    assert read_journal(kept) == (early.history, early.used)
     online.trained(tmp_path / "half", half, max_steps=1)
     record, first = early.history[0], half.history[0]
     stopped = record["stopped"]
@@ -463,6 +490,26 @@ def test_problems_that_are_decided_by_half_of_their_rollouts_get_no_more(tmp_pat
         assert not (done and part == 0), "no signal in the first half decides nothing"
     [logged] = [entry for entry in one.state.log_history if "selection/saved" in entry]
     assert logged["selection/saved"] == record["saved"]
+
+
+def test_a_problem_whose_other_half_fails_has_no_score_and_its_reason(tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    def once(prompts: list[str], completions: list[str], digit: list[str], **_: Any) -> list[float | None]:
+        asked[prompts[0]] += 1
+        if asked[prompts[0]] > 1 and int(digit[0]) % 2:
+            return [None] * len(completions)
+        return list(online.reward(completions, digit))
+
+    scorer = GradAlignScorer(validation=online.problems(3, seed=1), statistic="t")
+    chosen = online.selector(online.problems(8), scorer, chunk=8, rollouts=16, stop_early=0.99)
+    trainer = online.trainer(tmp_path, chosen, rewards=once)
+    record = trainer._in_place.round(0)
+    odd = [int(chosen.pool[row]["digit"]) % 2 == 1 for row in record["rows"]]
+    failed = [lost and not done for lost, done in zip(odd, record["stopped"], strict=True)]
+    assert 2 <= sum(failed) <= 6
+    assert [score is None for score in record["scores"]] == [signal is None for signal in record["signal"]] == failed
+    assert record["failed"] == {"no reward": sum(failed)}
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -524,6 +571,9 @@ def test_a_checkpoint_without_a_selector_and_one_of_another_are_told(tmp_path: P
     other = online.trainer(tmp_path, online.selector(every=3), max_steps=2)
     with pytest.raises(CurateError, match="saved with every=2, and this selector has every=3"):
         other.train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-1" / HISTORY_FILE).unlink()
+    with pytest.raises(CurateError, match=r"checkpoint-1 holds selector.json and no selector_history.jsonl"):
+        online.trainer(tmp_path, online.selector(), max_steps=2).train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-1" / STATE_FILE).unlink()
     with pytest.warns(UserWarning, match=r"checkpoint-1 holds no selector.json"):
         online.trainer(tmp_path, online.selector(), max_steps=2).train(resume_from_checkpoint=True)
@@ -702,7 +752,15 @@ def image_reward(completions: list[str], **_: Any) -> list[float]:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"max_steps": -1}, r"max_steps=-1: selection has no epochs"),
-    "other dataset": ({"train_dataset": online.problems(3)}, "train_dataset has 3 rows and the selector's pool 20"),
+    "fewer rows": ({"train_dataset": online.problems(3)}, "train_dataset has 3 rows, the selector's pool has 20"),
+    "other rows": (
+        {"train_dataset": online.problems(20, seed=1)},
+        r"holds other rows \(sha256 [0-9a-f]{12}\), the selector's pool holds [0-9a-f]{12}: .* the same dataset",
+    ),
+    "no map-style dataset": (
+        {"train_dataset": online.problems(20).to_iterable_dataset()},
+        "train_dataset is a IterableDataset, the selector's pool is a Dataset",
+    ),
     "tools": ({"rollout_func": lambda *_: {}}, "rollout_func: selection samples one answer"),
     "own model": (
         {"selector": online.selector(scorer=AlignScorer(online.policy(), tokenizer=rollouts.tokenizer()))},

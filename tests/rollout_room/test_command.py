@@ -152,6 +152,19 @@ def test_it_makes_the_run_that_score_makes_in_python(
     shown = "\n".join(says(capsys, "inspect", out))
     assert "Rollouts with arithmetic-0.8m, 12 rows of local file problems.jsonl" in shown
     assert "not scored: 1 x gold missing" in shown
+    counts = ", ".join(f"{outcomes.count(kind):,} {kind}" for kind in ("right", "wrong", "could not parse"))
+    assert f"\nrollouts: {counts}\n" in shown
+
+
+@pytest.mark.parametrize(("strategy", "ranked"), [("top", True), ("threshold", True), ("random", False)])
+def test_a_selection_from_bare_rollouts_says_what_it_is_ranked_by(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str, ranked: bool
+) -> None:
+    how = {"threshold": ["--min-score", "0.1"]}.get(strategy, ["--budget", "3 rows"])
+    options = ["--out", tmp_path / "curated", "--config", "c", "--strategy", strategy, *how]
+    said = says(capsys, "select", place / "problems-rolled", *options)
+    assert ("ranked by learnability: p (1 - p)" in said[0]) == ranked
+    assert said[int(ranked)].startswith("Selection(")
 
 
 def test_every_setting_has_an_option_that_reaches_it() -> None:
@@ -484,14 +497,20 @@ SERVER = ["--server", "http://127.0.0.1:9/v1"]
     [
         ([*ROLL, "--verifier", "exat"], "--verifier: no verifier is called 'exat'. Did you mean 'exact'? A reward"),
         ([*ROLL, "--verifier", "my.reward"], "of your own is given in Python, where it is an object: score(dataset,"),
-        ([*ROLL, "--verifier", "exact", "--verifier-option", "gold"], "'gold' is not NAME=VALUE, such as gold="),
+        (
+            [*ROLL, "--verifier", "exact", "--verifier-option", "gold"],
+            "is not NAME=VALUE, such as --verifier-option gold=",
+        ),
         ([*ROLL, *EXACT, "--verifier-option", "pattern=(b)"], "--verifier-option pattern is given twice"),
         ([*ROLL, *EXACT, "--verifier-option", "gould=b"], "has no option 'gould'. Did you mean 'gold'?"),
-        ([*ROLL, *EXACT, "--verifier-option", "numbers=maybe"], "numbers='maybe' is neither True nor False"),
-        ([*ROLL, *EXACT, "--verifier-option", "gold=answr"], "Did you mean gold='answer'?"),
-        ([*ROLL, *EXACT, "--n", "0"], "n=0 must be a whole number from 1 on"),
-        ([*ROLL, *EXACT, "--top-p", "2"], "top_p=2.0 must be above 0"),
-        ([*ROLL, *EXACT, "--prompt", "promt"], "Did you mean prompt='prompt'?"),
+        (
+            [*ROLL, *EXACT, "--verifier-option", "numbers=maybe"],
+            "--verifier-option numbers=maybe is neither True nor False",
+        ),
+        ([*ROLL, *EXACT, "--verifier-option", "gold=answr"], "Did you mean --verifier-option gold=answer?"),
+        ([*ROLL, *EXACT, "--n", "0"], "--n 0 must be a whole number from 1 on"),
+        ([*ROLL, *EXACT, "--top-p", "2"], "--top-p 2.0 must be above 0"),
+        ([*ROLL, *EXACT, "--prompt", "promt"], "Did you mean --prompt prompt?"),
         ([*ROLL, *EXACT, "--timeout", "3"], "--timeout is for a server that samples, and there is none: --server URL"),
         ([*ROLL, *EXACT, "--token-ids"], "--token-ids is for a server that samples"),
         ([*ROLL, *EXACT, "--server-model", "m"], "--server-model is for a server that samples"),
@@ -503,15 +522,15 @@ SERVER = ["--server", "http://127.0.0.1:9/v1"]
         (["rollouts", "no.jsonl", *POLICY, *EXACT, "--out", "x"], "there is no file 'no.jsonl'"),
         (["rollouts", "PLACE", *POLICY, *EXACT, "--out", "x"], "holds no finished run (no run.json): give 'org/name'"),
         (["score", "PLACE", *POLICY, "--out", "x"], "or the folder of a run that hf-curate rollouts or hf-curate"),
-        (["score", "ROLLED", "--scorer", "random", "--out", "ROLLED"], "the run 'problems-rolled' would be read and"),
+        (["score", "ROLLED", "--scorer", "random", "--out", "ROLLED"], "problems-rolled' would be read and"),
         (
             ["score", "PROBLEMS", "--scorer", "gradalign", "--validation", "ROLLED", *POLICY, "--out", "ROLLED"],
-            "the run 'problems-rolled' would be read and written",
+            "problems-rolled' would be read and written",
         ),
         (["score", "ROLLED", *POLICY, "--out", "x"], "hold rollouts and no trace"),
         (
             ["score", "ROLLED", "--scorer", "gradalign", "--validation", "PLACE", *POLICY, "--out", "x"],
-            "--validation: local folder",
+            "--validation: the folder",
         ),
     ],
     ids=lambda value: " ".join(value)[-50:] if isinstance(value, list) else "",

@@ -157,7 +157,7 @@ def test_a_live_model_gives_what_its_folder_gives(done: Dataset) -> None:
     assert rolled(problems(10), live).to_list() == done.to_list()
     assert model.training
     assert live.call().startswith("Rollouts(model, tokenizer=tokenizer, n=8")
-    with pytest.raises(CurateError, match=r"save_pretrained\(folder\).*without num_proc"):
+    with pytest.raises(CurateError, match=r"save_pretrained\(folder\).*leave num_proc= and workers= away"):
         problems(4).map(live, batched=True, num_proc=2)
 
 

@@ -79,6 +79,46 @@ same = results_of(PLACE / "whole") == results_of(PLACE / "killed")
 print(json.dumps({{"same": same, "kept": kept, "scored": scored, "again": again}}))
 """
 
+WORKERS = f"""{COMMON}
+ROWS, SHARD, KILLS = 900, 3, 8
+rows = texts(ROWS)
+
+def run(name, workers):
+    score(rows, Lengths(seconds=0.02), out=PLACE / name, shard_rows=SHARD, batch_rows=2, workers=workers, threads=1)
+
+def done():
+    return len(list((PLACE / "killed").glob("parts/*.json")))
+
+def workers_of(group):
+    "Processes of a group, but for those that only wait to be asked how they ended."
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(place.name))
+    return found
+
+finish(lambda: run("whole", 1))
+draw, kept, left = random.Random(11), [], []
+for number in range(KILLS):
+    before, pid = done(), child(lambda: run("killed", 2))
+    while number % 2 and done() == before:
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0.0, 0.3 if number % 2 else 3.0))  # the others also come while workers start
+    os.kill(pid, signal.SIGKILL)  # it alone: its workers have to see it by themselves
+    assert ended(pid) == -signal.SIGKILL, "it was finished before it was killed"
+    until = time.monotonic() + 20
+    while workers_of(pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    left += workers_of(pid)
+    kept.append(done())
+finish(lambda: run("killed", 2))
+print(json.dumps({{"same": results_of(PLACE / "whole") == results_of(PLACE / "killed"), "kept": kept, "left": left}}))
+"""
+
 EVERY_STEP = f"""{COMMON}
 rows = texts(7)
 
@@ -180,6 +220,16 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not(tmp_path
     assert sum(later > before for before, later in pairwise(kept)) >= 12, "half of the kills come in the midst of work"
     assert 1350 <= found["scored"] <= 1350 + 3 * 25, "a kill loses the shard that was being scored and no other"
     assert all("it was cut short before its marker was written" in line for line in found["again"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="this system has no /proc")
+def test_a_run_of_workers_that_is_killed_at_random_moments_leaves_none_of_them_behind(tmp_path: Path) -> None:
+    found = outcome_of(WORKERS, tmp_path)
+    assert found["same"]
+    assert found["left"] == []
+    assert found["kept"] == sorted(found["kept"])
+    assert sum(later > before for before, later in pairwise([0, *found["kept"]])) >= 4
 
 
 @pytest.mark.slow

@@ -168,17 +168,15 @@ def test_columns_of_an_earlier_scoring_are_replaced(tmp_path: Path) -> None:
     assert twice.to_list() == score(ROWS, Lengths()).to_list()
 
 
-def test_other_conditions_are_told_and_do_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_conditions_are_told_and_do_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
         score(ROWS, stops_at(5, KeyboardInterrupt()), out=tmp_path / "run", **SIZES)
     scorer = Lengths()
     scorer.batch_tokens = 99  # type: ignore[attr-defined]
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    scorer.device = "other"  # type: ignore[attr-defined]
     with caplog.at_level(logging.WARNING, logger="hf_curate"):
         score(ROWS, scorer, out=tmp_path / "run")
-    said = "goes on under other conditions (threads 1, now 7, batch_tokens default, now 99)"
+    said = "goes on under other conditions (device default, now other, batch_tokens default, now 99)"
     assert said in caplog.text
     assert any(line.startswith(said) for line in log_of(tmp_path / "run"))
 

@@ -528,7 +528,7 @@ def test_a_live_model_in_training_mode_is_scored_without_dropout_and_stays_in_tr
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_live_model_with_num_proc_is_an_error_that_names_the_fix(workers: int, pool: Dataset) -> None:
     made = GraceScorer(tiny(vocabulary=20), tokenizer=scorer_of().reader.tokenizer)
-    with pytest.raises(CurateError, match=r"save_pretrained\(folder\).*without num_proc"):
+    with pytest.raises(CurateError, match=r"save_pretrained\(folder\).*leave num_proc= and workers= away"):
         pool.map(made, batched=True, num_proc=workers)
 
 

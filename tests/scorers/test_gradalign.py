@@ -293,7 +293,7 @@ def test_worker_processes_give_the_same_scores(
 def test_a_live_model_cannot_travel_and_nothing_is_computed_to_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     made = GradAlignScorer(policy(), tokenizer=tokenizer(), validation=trusted())
     monkeypatch.setattr(GradAlignScorer, "_make", lambda *_: pytest.fail("a direction was computed"))
-    with pytest.raises(CurateError, match=r"save_pretrained\(folder\).*without num_proc"):
+    with pytest.raises(CurateError, match=r"save_pretrained\(folder\).*leave num_proc= and workers= away"):
         pool().map(made, batched=True, num_proc=2)
 
 
