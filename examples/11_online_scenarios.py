@@ -2,7 +2,7 @@
 
     python examples/11_online_scenarios.py                        one setting, a few steps
     python examples/11_online_scenarios.py --full --results DIR   all three, 101 steps, five seeds: an hour or two
-    python examples/11_online_scenarios.py --many --results DIR   GradAlign alone, five times as many rollouts a round
+    python examples/11_online_scenarios.py --many --results DIR   GradAlign alone, with the authors' rollouts and shares
     python examples/11_online_scenarios.py --again DIR --plot online.png      the tables of what DIR has, and curves
 
 The shipped policy of three task families is trained by `SelectedGRPOTrainer`; every 10 optimizer steps the next chunk
@@ -68,7 +68,12 @@ class Design:
 
 
 FULL = Design(600, 0.1, 64, "25%", 10, 8, 16, 32, 200, 101, 4, 8, 25, 5)
-MANY = replace(FULL, rollouts=16, validation=64, validation_rollouts=64, seeds=3)
+MANY = {
+    "noisy": replace(FULL, rollouts=64, validation=64, validation_rollouts=64, seeds=3),
+    "unbalanced": replace(FULL, chunk=160, keep="5%", rollouts=16, validation=64, validation_rollouts=64, seeds=3),
+    "low-utility": replace(FULL, rollouts=16, validation=64, validation_rollouts=64, seeds=3),
+}
+"""Rollouts of a candidate and shares kept as GradAlign's authors have them in each setting."""
 STATISTIC = {"noisy": "t", "unbalanced": "cosine", "low-utility": "cosine"}
 """That `--many` scores with: what 04 and 08 found to be good in such a pool, where nothing was trained."""
 
@@ -193,13 +198,13 @@ def run(
     }
 
 
-def measure(setting: str, design: Design, folder: Path) -> list[dict[str, Any]]:
-    """One record for each seed and each way to choose."""
+def measure(setting: str, design: Design, alone: bool, folder: Path) -> list[dict[str, Any]]:
+    """One record for each seed and each way to choose. alone: only one statistic, and random."""
     found = []
     for seed in range(design.seeds):
         world = draw(setting, design, seed)
         total, compared = 0, {**scorers(world.validation, seed), MORE: RandomScorer(seed=seed)}
-        if design == MANY:
+        if alone:
             compared = {name: compared[name] for name in (f"GradAlign, {STATISTIC[setting]}", "random")}
         for name, scorer in compared.items():
             steps = total // (design.prompts * design.answers) if name == MORE else design.steps
@@ -283,13 +288,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO on problems that the policy itself chooses while it trains.")
     parser.add_argument("--full", action="store_true", help="larger pools, 101 steps, five seeds: an hour or two")
     parser.add_argument("--many", action="store_true", help="GradAlign alone, with many more rollouts, three seeds")
+    parser.add_argument("--chunk", type=int, help="candidates of a round, instead of the design's")
+    parser.add_argument("--keep", help="share of them that is trained on, instead of the design's")
+    parser.add_argument("--end", help="of the records' names, as in online_noisy_many.json")
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="only this one")
     parser.add_argument("--results", type=Path, help="also write each setting's record to this folder")
     parser.add_argument("--again", type=Path, help="train nothing: read the records of this folder")
     parser.add_argument("--plot", type=Path, help="also draw the learning curves")
     asked = parser.parse_args()
     settings = asked.setting or (SETTINGS if asked.full or asked.many or asked.again else SETTINGS[:1])
-    design, end = (MANY, "_many") if asked.many else (FULL if asked.full else Design(), "")
+    end = asked.end if asked.end is not None else "_many" if asked.many else ""
+    changed = {name: getattr(asked, name) for name in ("chunk", "keep") if getattr(asked, name) is not None}
     found = []
     disable_progress_bars()
     with one_thread(), tempfile.TemporaryDirectory() as folder:
@@ -297,7 +306,8 @@ def main() -> None:
             if asked.again:
                 record = json.loads((asked.again / f"online_{setting}{end}.json").read_text("utf-8"))
             else:
-                record = recorded(setting, design, Path(folder))
+                design = MANY[setting] if asked.many else FULL if asked.full else Design()
+                record = recorded(setting, replace(design, **changed), asked.many, Path(folder))
             print(table(setting, record["found"]))
             print(
                 f"{record['design']}, learning rate {record['learning_rate']}; {record['seconds']:.0f} s\n", flush=True
@@ -311,10 +321,10 @@ def main() -> None:
         plot(found, asked.plot)
 
 
-def recorded(setting: str, design: Design, folder: Path) -> dict[str, Any]:
+def recorded(setting: str, design: Design, alone: bool, folder: Path) -> dict[str, Any]:
     """All runs of one setting, with what made them."""
     start = time.perf_counter()
-    found = json.loads(json.dumps(measure(setting, design, folder)))  # step numbers as they are read back: text
+    found = json.loads(json.dumps(measure(setting, design, alone, folder)))  # step numbers as they are read back: text
     return {
         "design": asdict(design),
         "learning_rate": LEARNING_RATE[setting],
