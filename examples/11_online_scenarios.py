@@ -2,7 +2,7 @@
 
     python examples/11_online_scenarios.py                        one setting, a few steps
     python examples/11_online_scenarios.py --full --results DIR   all three, 101 steps, five seeds: an hour or two
-    python examples/11_online_scenarios.py --many --results DIR   GradAlign alone, with the authors' rollouts and shares
+    python examples/11_online_scenarios.py --many --results DIR   GradAlign with its authors' rollouts and shares
     python examples/11_online_scenarios.py --again DIR --plot online.png      the tables of what DIR has, and curves
 
 The shipped policy of three task families is trained by `SelectedGRPOTrainer`; every 10 optimizer steps the next chunk

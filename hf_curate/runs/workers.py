@@ -65,18 +65,18 @@ class Worker:
         assert process.stdout is not None
         try:
             send(process.stdin, kind, *values)  # type: ignore[arg-type]
-            while True:
-                told, found = receive(process.stdout)  # type: ignore[arg-type]
+            told, found = receive(process.stdout)  # type: ignore[arg-type]
+            while told in ("log", "warning"):
                 if told == "log":
                     logger.log(*found)
-                elif told == "warning":
-                    warnings.warn(found[1], category_of(found[0]), stacklevel=2)
-                elif told == "error":
-                    raise error_of(*found)
                 else:
-                    return found
+                    warnings.warn(found[1], category_of(found[0]), stacklevel=2)
+                told, found = receive(process.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError):
             raise DiedError(_how(self._ended())) from None
+        if told == "error":  # outside, as a scorer raises OSErrors too
+            raise error_of(*found)
+        return found
 
     def _ended(self) -> int:
         """The exit code of a process whose pipes are closed."""

@@ -186,7 +186,7 @@ def test_an_error_of_the_scorer_is_raised_as_it_is_and_shards_are_kept(
     with pytest.raises(OSError, match="a defect of the scorer") as caught:
         score(ROWS, Fails(), out=tmp_path / "run", **RAY)
     assert "in __call__" in str(caught.value.__cause__)
-    assert 0 < len(list((tmp_path / "run" / "parts").glob("*.json"))) < 5
+    assert 0 < len(list((tmp_path / "run" / "parts").glob("[0-9]*.json"))) < 5
     score(ROWS, Lengths(), out=tmp_path / "run", **SIZES)
     assert results_of(tmp_path / "run") == wanted
 
@@ -261,7 +261,7 @@ def test_no_actor_outlives_the_run_and_the_next_call_goes_on(
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     process = subprocess.Popen([sys.executable, script, tmp_path, cluster], env=environment, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while not list(parts.glob("*.json")) and process.poll() is None and time.monotonic() < until:
+    while not list(parts.glob("[0-9]*.json")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(how)
     assert process.wait(60) != 0
@@ -270,7 +270,7 @@ def test_no_actor_outlives_the_run_and_the_next_call_goes_on(
     while any(map(is_alive, pids)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(map(is_alive, pids))
-    kept = len(list(parts.glob("*.json")))
+    kept = len(list(parts.glob("[0-9]*.json")))
     assert 0 < kept < 5
     score(ROWS, Lengths(), out=tmp_path / "run", **RAY)
     assert results_of(tmp_path / "run") == wanted

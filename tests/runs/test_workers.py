@@ -44,9 +44,13 @@ class Deadly(Lengths):
 
 
 class Fails(Lengths):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
     def __call__(self, rows: Any) -> dict[str, list[Any]]:
         if "ab" * 20 in rows["text"]:
-            raise ZeroDivisionError("a defect of the scorer")
+            raise self.error
         return super().__call__(rows)
 
 
@@ -194,9 +198,10 @@ def test_what_kills_three_workers_has_no_score_and_a_reason(tmp_path: Path) -> N
         score(ROWS, scorer, out=tmp_path / "run", workers=2, strict=True, **SIZES)
 
 
-def test_an_error_of_the_scorer_is_raised_as_it_is_and_shards_are_kept(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError, match="a defect of the scorer") as caught:
-        score(ROWS, Fails(), out=tmp_path / "run", workers=2, **SIZES)
+@pytest.mark.parametrize("kind", [ZeroDivisionError, OSError, EOFError])
+def test_an_error_of_the_scorer_is_raised_as_it_is_and_shards_are_kept(kind: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(kind, match="a defect of the scorer") as caught:
+        score(ROWS, Fails(kind("a defect of the scorer")), out=tmp_path / "run", workers=2, **SIZES)
     assert "in __call__" in str(caught.value.__cause__)
     kept = len(list((tmp_path / "run" / "parts").glob("*.json")))
     assert 0 < kept < 7
