@@ -249,7 +249,8 @@ def table(setting: str, found: list[dict[str, Any]]) -> str:
 
 
 def plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Learning curves at equal optimizer steps: mean over the seeds and its standard error, one panel a setting."""
+    """Learning curves at equal optimizer steps: points gained since step 0, mean over the seeds and standard error,
+    one panel a setting."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -261,27 +262,20 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     for panel, setting in zip(panels[0], settings, strict=True):
         for place, name in enumerate(names):
             own = [r["accuracy"] for r in found if r["setting"] == setting and r["name"] == name]
-            steps = in_order(own[0])
-            values = np.array([[points[step] for step in steps] for points in own])
-            mean, error = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
+            steps = in_order(own[0])[:-1]  # the last is one step after the one before it
+            values = np.array([[points[step] - points["0"] for step in steps] for points in own])
+            error = values.std(axis=0, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
+            at = np.array([int(step) for step in steps]) + 0.8 * (place - len(names) / 2)  # beside each other
             style = {"color": "0.45", "linestyle": "--"} if name == "random" else {"color": f"C{place}"}
-            panel.plot([int(step) for step in steps], mean, label=name, linewidth=1.6, **style)
-            panel.fill_between(
-                [int(step) for step in steps],
-                mean - error,
-                mean + error,
-                alpha=0.12,
-                color=style["color"],
-                linewidth=0,
-            )
+            panel.errorbar(at, values.mean(axis=0), error, label=name, linewidth=1.5, elinewidth=0.8, **style)
         panel.set_title(setting, fontsize=10)
         panel.set_xlabel("optimizer steps")
         panel.grid(alpha=0.25)
-    panels[0][0].set_ylabel("held-out accuracy, %")
+    panels[0][0].set_ylabel("held-out accuracy, points gained")
     handles = panels[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="lower center", ncol=len(names), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ Everything a caller may want to catch derives from `CurateError`, which is a `Va
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CurateError(ValueError):
     """Base of every error that hf_curate raises on purpose."""
@@ -52,6 +54,10 @@ class MissingPackageError(CurateError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}: pip install 'hf_curate[{extra}]'")
+        self._given = (package, extra, purpose)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
 
 
 class RowError(Exception):

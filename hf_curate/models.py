@@ -121,13 +121,15 @@ def causal_lm(model: Any) -> Any:
 
 
 def pick_device(asked: str | torch.device | None, rank: int | None) -> torch.device:
-    """The asked device; else the rank's CUDA device; else MPS; else the CPU."""
+    """The asked device, the rank's where "cuda" is asked for; else the rank's CUDA device; else MPS; else the CPU."""
     import torch
 
     if asked is not None:
         device = torch.device(asked)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ModelError(f"device={str(asked)!r}, but torch {torch.__version__} sees no CUDA device.")
+        if device.type == "cuda" and device.index is None and rank is not None:
+            device = torch.device("cuda", rank % torch.cuda.device_count())
     elif torch.cuda.is_available():
         device = torch.device("cuda", (rank or 0) % torch.cuda.device_count())
     else:

@@ -64,12 +64,12 @@ class OnlineSelector:
 
     Attributes:
         selection: rows of the pool that are trained on now, best first; empty before the first round.
-        history: one record for each round, JSON: round, step, rows (the chunk), scores (7 digits, null where there is
-            none),
-            signal (whether a row's rewards differ), kept, chance (whether the round was decided by it), rollouts,
-            seconds, policy (digest of the trained weights), autocast (the type of products where training has another
-            for them than for weights, else null), direction (its record), failed (how many rows, by
-            reason), and with `stop_early` stopped (by row) and saved.
+        history: one record for each round, JSON: round, step, rows (the chunk), scores (7 digits, null where
+            there is none), signal (whether a row's rewards differ), kept, chance (whether the round was decided by
+            it), rollouts, seconds, policy (digest of the trained weights), autocast (the type of products where
+            training has another for them than for weights, else null), direction (its record), failed (how many rows,
+            by reason), with `stop_early` stopped (by row) and saved, and notes (sentences, of each process) where
+            memory ran out.
         used: one record for each generation batch, JSON: step, round, rows, reused (how many of the groups were drawn
             by the round, see `reuse_rollouts`).
         elapsed, training_rollouts: seconds of training, selection included, and responses drawn for it alone; judge:

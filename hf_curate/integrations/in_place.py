@@ -24,6 +24,7 @@ from hf_curate.integrations.sampling import Rolled, Sampler
 from hf_curate.integrations.stopping import decided, predicted
 from hf_curate.models import LanguageModel
 from hf_curate.rollouts.verify import Verifier
+from hf_curate.runs.work import taken_notes
 from hf_curate.scorers.base import reasons_of
 from hf_curate.scorers.baselines import RandomScorer, RewardScorer
 from hf_curate.scorers.groups import Group
@@ -99,6 +100,8 @@ class InPlace:
     narrow_head: bool = True
     quiet: bool = False
     drawn: dict[int, list[list[int]]] = field(default_factory=dict)
+    _sampler: Sampler | None = field(default=None, init=False)
+    _bound: DirectedScorer | None = field(default=None, init=False)
 
     def round(self, step: int) -> dict[str, Any]:
         """Scores the next chunk and decides; every process goes on with the same record, which is returned."""
@@ -106,7 +109,7 @@ class InPlace:
         self.policy = self.policy.as_now(self.autocast, narrow_head=self.narrow_head)
         with undisturbed():
             found = self._scored()
-        self.policy = self.policy.as_now()  # without its copy of the head
+        self._let_go()
         record = self.processes.from_first(self._record(step, found, began))
         self.selector.accept(record)
         kept = set(record["kept"]) if self.selector.reuse_rollouts else set()
@@ -129,6 +132,8 @@ class InPlace:
         if found.stopped is not None:
             saved = selector.rollouts - selector.rollouts // 2
             costs |= {"stopped": found.stopped, "saved": saved * sum(found.stopped)}
+        if notes := [note for part in self.processes.each(self._notes()) for note in part]:
+            costs["notes"] = notes
         return selector.decided(
             step,
             None if found.by_chance else scores,
@@ -152,7 +157,7 @@ class InPlace:
             plain = [{name: value for name, value in row.items() if name not in MADE} for row in rows]
             return Scored(self._plainly(plain), [None] * len(rows))
         halves = 1 if selector.stop_early is None else 2
-        rolled = self._sampler().rolled(rows, selector.rollouts // halves, selector.seed_of_round(), "problems")
+        rolled = self._rolled(rows, selector.rollouts // halves, selector.seed_of_round(), "problems")
         self.drawn = {
             n: own["response_ids"] for n, own in zip(numbers, rolled.columns, strict=True) if own["responses"]
         }
@@ -189,11 +194,11 @@ class InPlace:
         if validation is not None:
             trusted = [dict(validation[number]) for number in self.processes.mine(range(len(validation)))]
             n, seed = selector.validation_rollouts, selector.seed_of_round(VALIDATION)
-            fitted = self._sampler().rolled(trusted, n, seed, "validation problems")
+            fitted = self._rolled(trusted, n, seed, "validation problems")
             told.rollouts += fitted.responses
             what = {"of": "the validation set", "rollouts": n}
         what |= {"round": len(selector.history), "temperature": selector.temperature, "top_p": selector.top_p}
-        bound = scorer.bound_to(self.policy)
+        bound = self._bound = scorer.bound_to(self.policy, self._bound)
         told.policy = bound.model_record()["digest"]
         together = self.processes.together if self.processes.several else None
         try:
@@ -223,7 +228,7 @@ class InPlace:
         here = self.processes.mine(told.stopped)
         rest = [place for place, done in enumerate(here) if not done and isinstance(rolled.groups[place], Group)]
         seed = selector.seed_of_round(AGAIN)
-        more = self._sampler().rolled([rows[place] for place in rest], whole - first, seed, "undecided problems")
+        more = self._rolled([rows[place] for place in rest], whole - first, seed, "undecided problems")
         told.rollouts += more.responses
         for place, group in zip(rest, more.groups, strict=True):
             rolled.add(place, group)
@@ -236,10 +241,27 @@ class InPlace:
 
     # -- tools --------------------------------------------------------------------------------------------------------
 
-    def _sampler(self) -> Sampler:
-        one = self.selector
-        new = one.max_new_tokens or self.new_tokens
-        return Sampler(self.policy, self.verifier, self.ids_of, one.temperature, one.top_p, new, self._bar)
+    def _rolled(self, rows: Sequence[Row], n: int, seed: int, what: str) -> Rolled:
+        one, policy = self.selector, self.policy
+        if self._sampler is None:
+            new = one.max_new_tokens or self.new_tokens
+            self._sampler = Sampler(policy, self.verifier, self.ids_of, one.temperature, one.top_p, new, self._bar)
+        self._sampler.policy = policy
+        return self._sampler.rolled(rows, n, seed, what)
+
+    def _notes(self) -> list[str]:
+        """What happened in this process while it sampled and scored; said once."""
+        makers = (None if self._sampler is None else self._sampler.maker, self._bound, self.selector.scorer)
+        return [note for maker in makers for note in taken_notes(maker)]
+
+    def _let_go(self) -> None:
+        """Of what lies beside the model: the direction, and the copy of its head."""
+        self.policy = self.policy.as_now()
+        if self._sampler is not None:
+            self._sampler.policy = self.policy
+            self._sampler.maker.release()
+        if self._bound is not None:
+            self._bound.release()
 
     def _bar(self, items: Iterable[Any], what: str) -> Iterable[Any]:
         from tqdm.auto import tqdm

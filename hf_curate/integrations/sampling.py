@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,8 @@ class Rolled:
 class Sampler:
     """How responses are drawn and judged.
 
-    ids_of: a prompt's tokens, as in training; bar: wraps what takes long, with a word on what it is.
+    policy: as it is in this round; ids_of: a prompt's tokens, as in training; bar: wraps what takes long, with a word
+    on what it is; maker: does the work in all rounds, so it knows what memory holds, and what it has warned of.
     """
 
     policy: LanguageModel
@@ -60,18 +61,22 @@ class Sampler:
     top_p: float
     new_tokens: int
     bar: Callable[[Iterable[Any], str], Iterable[Any]]
+    maker: Rollouts = field(init=False)
 
-    def rolled(self, rows: Sequence[Mapping[str, Any]], n: int, seed: int, what: str) -> Rolled:
-        """`n` responses to the prompt of each row."""
-        maker = Rollouts.on(
+    def __post_init__(self) -> None:
+        self.maker = Rollouts.on(
             self.policy,
             self.verifier,
-            n,
+            1,
             temperature=self.temperature,
             top_p=self.top_p,
             max_new_tokens=self.new_tokens,
-            seed=seed,
         )
+
+    def rolled(self, rows: Sequence[Mapping[str, Any]], n: int, seed: int, what: str) -> Rolled:
+        """`n` responses to the prompt of each row."""
+        maker = self.maker
+        maker._loaded, maker.n, maker.seed = self.policy, n, seed
         found = Rolled([], [])
         for first in self.bar(range(0, len(rows), maker.batch_rows), f"rollouts of {what}"):
             part = rows[first : first + maker.batch_rows]

@@ -101,7 +101,11 @@ def score(
     if isinstance(dataset, Dataset) and not len(dataset):
         raise ScoreError("the dataset is empty: there is nothing to score.")
     _check_sizes({"batch_rows": batch_rows, "shard_rows": shard_rows, "workers": workers, "threads": threads})
-    _check_engine(engine, ray_address)
+    _check_engine(engine, ray_address, scorer)
+    if workers > 1 and ":" in (device := str(getattr(scorer, "device", None))):
+        raise ScoreError(
+            f"workers={workers} would all be on device={device!r}: leave the number after the colon away."
+        )
     folder = None if out is None else Path(out).expanduser()
     streamed = isinstance(dataset, IterableDataset)
     if dry_run:
@@ -139,12 +143,13 @@ def _check_sizes(sizes: Mapping[str, int | None]) -> None:
             raise CurateError(f"{name}={value!r} must be a whole number from 1 on.")
 
 
-def _check_engine(engine: str, ray_address: str | None) -> None:
-    """Raises CurateError for an engine that there is none of, or that is not installed."""
+def _check_engine(engine: str, ray_address: str | None, scorer: AnyScorer) -> None:
+    """Raises CurateError for an engine that there is none of, that is not installed, or that has no such device."""
     if engine == "ray":
-        from hf_curate.runs.ray_cluster import check_address
+        from hf_curate.runs.ray_cluster import check_address, check_device
 
         check_address(ray_address)
+        check_device(scorer)
     elif engine != "local":
         raise CurateError(f"engine={engine!r} is none: 'local' or 'ray'.")
     elif ray_address is not None:

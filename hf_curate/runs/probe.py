@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,11 +293,13 @@ class _Probe:
         self.estimate.phases.append(writing)
 
     def _memory(self) -> None:
-        """What this process has taken at most, and the GPU where there is one."""
-        import resource
+        """What this process has taken at most, where the system says it, and the GPU where there is one."""
+        with suppress(ImportError):  # Windows has no such module
+            import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        self.estimate.memory = {"of this process at most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+            unit = 1 if sys.platform == "darwin" else 1024
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            self.estimate.memory["of this process at most"] = most
         torch = sys.modules.get("torch")  # it is there if a model is
         if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
             self.estimate.memory["of the GPU at most"] = torch.cuda.max_memory_allocated()
@@ -309,6 +311,8 @@ def _twin(scorer: Any) -> Any:
         return scorer
     twin = object.__new__(type(scorer))
     vars(twin).update(vars(scorer), notes=[], _reasons=Counter(), keep=None)
+    if getattr(twin, "_budget", None) is not None:  # it tells the scorer that made it of memory that ran out
+        twin._budget = None  # type: ignore[attr-defined]
     if getattr(twin, "rollouts", None) is not None:
         twin.rollouts = _twin(twin.rollouts)  # type: ignore[attr-defined]
     if getattr(twin, "_implicit", False):  # fitted by an earlier run, on what may have been another pool

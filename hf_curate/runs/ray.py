@@ -134,7 +134,7 @@ class _Team:
     def _start(self, place: _Place) -> None:
         path = [entry or os.getcwd() for entry in sys.path]
         place.actor, place.ready = self._made.remote(os.getcwd(), path, self.plan.threads), False
-        self._asked[place.actor.begin.remote(*self._begin, place.rank)] = place
+        self._asked[place.actor.begin.remote(*self._begin, place.rank, logger.getEffectiveLevel())] = place
 
     def _go_on(self, place: _Place) -> None:
         """Asks for the next batch, of another shard where there is none left; without any the actor is let go."""
@@ -169,15 +169,17 @@ class _Team:
             self._check_packages(answer.packages or {})
             place.ready, place.starts = True, 0
         else:
-            yield from self._found(place, Found(as_table(answer.scores), with_notes(answer.about, place.notes)))
+            found = Found(as_table(answer.scores), answer.about)
+            if place.shard == self._first and not place.found:
+                refuse_first(self.scorer, found)
+            yield from self._found(place, found)
         self._go_on(place)
 
     def _found(self, place: _Place, found: Found) -> Iterator[Batch | Shard]:
         """The batch at hand is done, and with the last of them the shard."""
-        place.found.append(found)
-        if place.shard == self._first and len(place.found) == 1:
-            refuse_first(self.scorer, found)
-        yield found.about
+        about = with_notes(found.about, place.notes)
+        place.found.append(Found(found.scores, about))
+        yield about
         del place.left[0]
         place.batch = b""
         if not place.left:
@@ -199,9 +201,9 @@ class _Team:
         place.notes.append(f"worker {place.rank} died ({how}) over rows {rows.start} to {rows.stop - 1}")
         logger.warning("%s%s", place.notes[-1], ": tried again" if place.deaths < TRIES else "")
         if place.deaths == TRIES:
-            reason = RowError("worker died", f"{TRIES} times over this row's batch, last by {how}")
+            reason = RowError("worker died", f"{TRIES} times over this row's batch")  # how: may name a node
             found = lost(self.scorer, rows, reason)
-            yield from self._found(place, Found(found.scores.select(self.kept), with_notes(found.about, place.notes)))
+            yield from self._found(place, Found(found.scores.select(self.kept), found.about))
         self._start(place)
 
     def _check_packages(self, theirs: dict[str, str]) -> None:

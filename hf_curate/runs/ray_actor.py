@@ -54,11 +54,11 @@ class ScoringActor:
         self._said: list[tuple[Any, ...]] = []
         relay(lambda *message: self._said.append(message))
 
-    def begin(self, scorer: bytes, features: bytes, kept: list[str], rank: int) -> Answer:
-        """Makes the scorer ready."""
+    def begin(self, scorer: bytes, features: bytes, kept: list[str], rank: int, level: int) -> Answer:
+        """Makes the scorer ready. level: of the log lines that the run shows."""
 
         def work() -> Answer:
-            self._scoring = begin(scorer, features, kept, rank)
+            self._scoring = begin(scorer, features, kept, rank, level)
             return Answer(packages=packages())
 
         return self._told(work)

@@ -25,6 +25,12 @@ except ImportError as error:
 ANSWERS = 10.0
 """Seconds within which a cluster has to answer."""
 HEX = re.compile(r"\b[0-9a-f]{32,}\b ?")
+ADDRESS = re.compile(
+    r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"
+    r"|\b[0-9a-f]{1,4}(?:(?::[0-9a-f]{1,4})*::(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4})*)?|(?::[0-9a-f]{1,4}){7})(?!\w)",
+    re.I,
+)
+"""Of a node: IPv4, with a port or without, and IPv6."""
 
 
 @contextmanager
@@ -124,6 +130,16 @@ def _as_before() -> Iterator[None]:
         os.environ.update(before)
 
 
+def check_device(scorer: Any) -> None:
+    """CurateError: the scorer, or what makes its rollouts, asks for one of several devices."""
+    for one in (scorer, getattr(scorer, "rollouts", None)):
+        if isinstance(one, ModelScorer) and re.search(r"\d", str(one.device)):
+            raise CurateError(
+                f"device={str(one.device)!r} of {type(one).__name__} is one of several, and an actor on Ray sees none "
+                "but the one that Ray gives it: leave device= away (device='cpu' for none), or engine='ray'."
+            )
+
+
 def resources_for(scorer: Any, threads: int) -> dict[str, float]:
     """What an actor asks for: a GPU where there are any and the scorer may use one, else CPUs for its threads."""
     uses_none = isinstance(scorer, Scorer) and not isinstance(scorer, ModelScorer)
@@ -133,6 +149,7 @@ def resources_for(scorer: Any, threads: int) -> dict[str, float]:
 
 
 def first_line(text: str) -> str:
-    """Of a message of Ray's, without its ids."""
-    line = next((line.strip() for line in HEX.sub("", text).splitlines() if line.strip()), "")
+    """Of a message of Ray's, without its ids and the addresses of nodes."""
+    text = ADDRESS.sub("an address", HEX.sub("", text))
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"{line[:300]}..." if len(line) > 300 else line

@@ -62,6 +62,7 @@ class Asked:
     """What a caller asks for beside the rows and the scorer, as `score` takes it.
 
     recipe: the text of recipe.yaml; None for runs inside others, which the others' recipes make again.
+    threads_of_new: what a new run inside another is begun with, where `threads` are not asked for.
     """
 
     shard_rows: int | None = None
@@ -73,6 +74,7 @@ class Asked:
     recipe: str | None = None
     engine: str = "local"
     ray_address: str | None = None
+    threads_of_new: int | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -98,7 +100,7 @@ def score_in_folder(dataset: Dataset, scorer: Any, folder: Path, asked: Asked) -
     run = RunFolder(folder)
     with run.held():
         check_folder(folder, scorer, digest, asked.overwrite, asked.sizes)  # it may have changed until it was locked
-        threads = asked.threads or max(1, threads_now(scorer) // asked.workers)
+        threads = asked.threads or asked.threads_of_new or max(1, threads_now(scorer) // asked.workers)
         plan = Plan.of(len(dataset), batch_rows_of(scorer, asked.batch_rows), asked.shard_rows, threads)
         begun = run.begin(Begun(plan, record_of(scorer), digest, conditions_of(scorer)), asked.sizes)
         if asked.recipe is not None:
@@ -193,6 +195,7 @@ class _Scoring:
             if mine:
                 self.made |= set(maker.columns)
             mine_too = {name: getattr(self.asked, name) for name in ("workers", "threads", "overwrite", *ENGINE)}
+            mine_too["threads_of_new"] = self.plan.threads
             asked = Asked(**mine_too, source=self.asked.source if mine else None)
             folder = self.run.path / (ROLLOUTS if mine else VALIDATION_ROLLOUTS)
             return score_in_folder(rows.with_format(None), maker, folder, asked)
@@ -273,9 +276,9 @@ class _Scoring:
             progress.add(len(indices))
             return pa.table({name: (scores if name in own else table)[name] for name in features})
 
-        what = [self.begun.key, self.parts.digest(), repr(features)]
         size, progress = self.plan.shard_rows, Progress(self.plan.rows, 0, None, "writing")
         try:
+            what = [self.begun.key, self.parts.digest(), repr(features)]
             with writing(self.run.shown), no_bars():
                 scored = pool.with_format("arrow").map(
                     beside,

@@ -51,12 +51,14 @@ def read_once(
 ) -> Dataset:
     """The rows of a stream, in the folder of a run: those that an earlier call has read, else read now, to the end.
 
+    Rows of an earlier call are told in a warning: what has changed behind the first 256 of the stream is not seen.
+
     Args:
         stream: opened once. Reading takes memory for 1,000 rows, and ends when the stream does.
         folder: of the run; the rows go to `rows/` in it. What a reading that was cut short has left is read again.
         source: where the rows come from, for the record.
         scorer: what the rows are for; checks their columns before the rest is read.
-        overwrite: read again where the folder holds rows of another stream.
+        overwrite: read to the end whatever the folder holds, and replace it.
 
     Raises:
         ScoreError: the stream is empty, or its rows have no types in common.
@@ -90,10 +92,16 @@ def read_once(
                     f"the folder {shown!r} holds the rows of another stream ({'; '.join(others)}): give another "
                     "folder, or overwrite=True (--overwrite)."
                 )
-            if held is None or others:
+            if held is None or overwrite:
                 held = _read(first, tables, known, run)
             else:
-                logger.info("the %d rows that the run %r has read from the stream are used", held.rows, shown)
+                logger.warning(
+                    "the run %r goes on with the %s rows that it has read from the stream; a stream is known by its "
+                    "first %d rows, types and source alone: to read it again, overwrite=True (--overwrite).",
+                    shown,
+                    f"{held.rows:,}",
+                    FIRST_ROWS,
+                )
             return held.dataset(shown)
 
 
@@ -225,22 +233,21 @@ class _Held:
         except (OSError, pa.ArrowException) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise CurateError(
-                f"{ROWS}/{ROWS_FILE} of the run {shown!r} cannot be read ({why}): delete the folder {ROWS}/ in it and "
-                "run the same again."
+                f"{ROWS}/{ROWS_FILE} of the run {shown!r} cannot be read ({why}): read the stream again, "
+                "overwrite=True (--overwrite)."
             ) from error
         dataset._fingerprint = self.sha256[:16]  # of `datasets`' own the file's time is a part
         return dataset
 
 
 def _read(first: pa.Table, tables: Iterator[pa.Table], known: _Known, run: RunFolder) -> _Held:
-    """Reads a stream to its end. The record comes last: without it the rows are not there."""
+    """Reads a stream to its end; what was there stays until then. Its record comes last: without it no rows are there."""
     folder = run.path / ROWS
     unfinished, rows = folder / f".{ROWS_FILE}", 0
     progress = Progress(None, 0, None, "reading the stream")
     try:
         with writing(run.shown):
             folder.mkdir(exist_ok=True)
-            (folder / RECORD_FILE).unlink(missing_ok=True)
         for table in _written(chain([first], tables), first.schema, unfinished, run.shown):
             rows += len(table)
             progress.add(len(table))
@@ -257,6 +264,7 @@ def _read(first: pa.Table, tables: Iterator[pa.Table], known: _Known, run: RunFo
                 "first_rows_sha256": known.first_sha256,
                 "source": known.source,
             }
+            (folder / RECORD_FILE).unlink(missing_ok=True)
             unfinished.replace(folder / ROWS_FILE)
             write_whole(folder / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
     except BaseException:

@@ -38,6 +38,9 @@ def _listen(stream: BinaryIO, asked: queue.SimpleQueue[tuple[str, tuple[Any, ...
             asked.put(receive(stream))
         except (EOFError, OSError):
             os._exit(0)
+        except BaseException:  # noqa: BLE001 - memory ran out; whoever asked must not wait for an answer
+            traceback.print_exc()
+            os._exit(1)
 
 
 def _work(asked: queue.SimpleQueue[tuple[str, tuple[Any, ...]]], answers: BinaryIO) -> None:
@@ -65,7 +68,8 @@ def _work(asked: queue.SimpleQueue[tuple[str, tuple[Any, ...]]], answers: Binary
             tell("error", *as_told(error))
 
 
-def begin(scorer: bytes, features: bytes, kept: list[str], rank: int) -> Any:
+def begin(scorer: bytes, features: bytes, kept: list[str], rank: int, level: int = logging.WARNING) -> Any:
+    """What scores here from now on. level: of the lines that the process that started this one wants to hear."""
     from datasets import disable_progress_bars
 
     from hf_curate.runs.work import Scoring
@@ -73,6 +77,7 @@ def begin(scorer: bytes, features: bytes, kept: list[str], rank: int) -> Any:
 
     disable_progress_bars()
     work_for_others()
+    logging.getLogger("hf_curate").setLevel(level)
     found = unpacked(scorer)
     if isinstance(found, Scorer):
         found.goes_on(1, 0)  # whether the first of all batches fails is seen by who hands them out

@@ -41,10 +41,9 @@ class Worker:
     Args:
         rank: its number, from 0 on; it chooses the device.
         threads: what it computes with.
-        begin: the scorer, the features of batches and the wanted columns, packed.
     """
 
-    def __init__(self, rank: int, threads: int, begin: tuple[bytes, bytes, list[str]]) -> None:
+    def __init__(self, rank: int, threads: int) -> None:
         self.rank = rank
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "hf_curate.runs.worker"],
@@ -52,7 +51,10 @@ class Worker:
             stdout=subprocess.PIPE,
             env=environment(threads),
         )
-        self._ask("begin", *begin, rank)
+
+    def begin(self, scorer: bytes, features: bytes, kept: list[str]) -> None:
+        """Hands over the scorer, the features of batches and the wanted columns. Raises as `score` does."""
+        self._ask("begin", scorer, features, kept, self.rank, logger.getEffectiveLevel())
 
     def score(self, batch: bytes, rows: range) -> Found:
         """Raises what the scorer raises, and DiedError."""
@@ -113,8 +115,8 @@ def workers(
     if isinstance(scorer, ModelScorer):
         scorer.release()  # a fit may have loaded it here, where the first worker's belongs
     team = _Team(scorer, pool, plan, numbers, begin, proven)
-    team.start(min(count, len(numbers)))
     try:
+        team.start(min(count, len(numbers)))
         yield from team.events(len(numbers))
     finally:
         team.stop()
@@ -161,7 +163,8 @@ class _Team:
             for worker in self._alive.values():
                 worker.kill()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # the system may have refused to start it
+                thread.join()
 
     # -- in a worker's thread -----------------------------------------------------------------------------------------
 
@@ -170,9 +173,7 @@ class _Team:
             while (number := self._next()) is not None:
                 found = []
                 for rows in self.plan.batches(number):
-                    found.append(self._score(rank, rows))
-                    if number == self._first and len(found) == 1:
-                        refuse_first(self.scorer, found[0])
+                    found.append(self._score(rank, rows, first=number == self._first and not found))
                     self._found.put(found[-1].about)
                 self._found.put(joined(number, found))
         except BaseException as error:  # noqa: BLE001 - it is raised where the events are read
@@ -187,7 +188,7 @@ class _Team:
         with self._lock:
             return None if self._stopped else next(self._waiting, None)
 
-    def _score(self, rank: int, rows: range) -> Found:
+    def _score(self, rank: int, rows: range, first: bool) -> Found:
         """One batch, from a worker that lives; without scores, if it kills as many as it may."""
         with self._lock:
             batch = as_bytes(self.pool.of(rows))
@@ -203,6 +204,8 @@ class _Team:
                 logger.warning("%s%s", notes[-1], ": tried again" if number < TRIES else "")
                 why = str(error)
             else:
+                if first:
+                    refuse_first(self.scorer, found)
                 return Found(found.scores, with_notes(found.about, notes))
         reason = RowError("worker died", f"{TRIES} times over this row's batch, last by {why}")
         found = lost(self.scorer, rows, reason)
@@ -210,27 +213,32 @@ class _Team:
 
     def _worker(self, rank: int) -> Worker:
         """The worker of this rank; a new one if there is none."""
+        with self._lock:
+            worker = self._alive.get(rank)
         for number in range(1, TRIES + 1):
-            with self._lock:
-                if self._stopped:
-                    raise CurateError("stopped")
-                worker = self._alive.get(rank)
             if worker is not None:
                 return worker
+            worker = self._started(rank)
             try:
-                worker = Worker(rank, self.plan.threads, self.begin)
+                worker.begin(*self.begin)
             except DiedError as error:
+                self._bury(rank)
+                worker = None
                 if number == TRIES:
                     raise CurateError(
                         f"a worker process died {TRIES} times at its start ({error}): its own messages are above. "
                         "With workers=1 all is done in this process."
                     ) from error
-            else:
-                with self._lock:
-                    self._alive[rank] = worker
-                    if self._stopped:
-                        worker.kill()
-        raise AssertionError("unreachable")
+        assert worker is not None
+        return worker
+
+    def _started(self, rank: int) -> Worker:
+        """A process that `stop` knows of before it is asked anything."""
+        with self._lock:
+            if self._stopped:
+                raise CurateError("stopped")
+            self._alive[rank] = Worker(rank, self.plan.threads)
+            return self._alive[rank]
 
     def _bury(self, rank: int) -> None:
         with self._lock:
@@ -262,7 +270,8 @@ def category_of(name: str) -> type[Warning]:
 
 def error_of(data: bytes | None, text: str) -> BaseException:
     """The error of a worker, with its traceback there."""
-    error = RuntimeError("a worker process failed") if data is None else unpacked(data)
+    last = text.strip().rpartition("\n")[2]
+    error = RuntimeError(f"a worker process failed: {last}") if data is None else unpacked(data)
     error.__cause__ = _InWorkerError(f"\n\n{text}")
     return error
 

@@ -469,9 +469,22 @@ class DirectedScorer(PolicyScorer):
 
     # -- on a policy in training --------------------------------------------------------------------------------------
 
-    def bound_to(self: Self, policy: LanguageModel) -> Self:
+    def bound_to(self: Self, policy: LanguageModel, before: Self | None = None) -> Self:
         """This scorer, made without a model, on a live policy as it is now: over those parameters of its set that are
-        trained (`requires_grad`), which for an adapter are the adapter's. Its direction is `fit_groups`'s."""
+        trained (`requires_grad`), which for an adapter are the adapter's. Its direction is `fit_groups`'s.
+
+        before: what this gave for the same policy at an earlier step, to take again: it knows what memory holds, and
+        what it has warned of.
+        """
+        bound = self._bound(policy) if before is None else before
+        bound.release()
+        bound.fitted = bound._record = None
+        bound._loaded, bound._policy = policy, policy_record(policy)
+        bound.chosen(policy)
+        return bound
+
+    def _bound(self: Self, policy: LanguageModel) -> Self:
+        """A scorer of a live policy with the settings of this one, which has none."""
         if not isinstance(self.source, Awaited):
             raise ScoreError(
                 f"this {type(self).__name__} has a model of its own ({self.source.label}), and a selector scores with "
@@ -486,8 +499,7 @@ class DirectedScorer(PolicyScorer):
         self._check_awaits()
         arguments = {**self._arguments, "model": policy.model, "tokenizer": policy.tokenizer}
         bound = type(self)(**arguments)
-        bound._loaded, bound._trained, bound._policy = policy, True, policy_record(policy)
-        bound.chosen(policy)
+        bound._trained = True
         return bound
 
     def _check_awaits(self) -> None:

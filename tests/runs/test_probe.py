@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,14 @@ def test_what_is_printed_says_what_is_known_and_shows_a_card_that_says_it_is_of_
     assert str(tmp_path) not in told
 
 
+def test_without_a_count_of_memory_there_is_no_word_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "of this process at most" in str(probe(texts(20), Lengths())[1])
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    _, estimate, _ = probe(texts(20), Lengths())
+    assert "of this process at most" not in str(estimate)
+    assert "\ndisk " in str(estimate)
+
+
 @pytest.mark.parametrize(
     ("seconds", "tokens", "said"),
     [(50.0, 0, "2 rows/s"), (0.1, 0, "1,000 rows/s"), (50.0, 1000, "2 rows/s, 20 tokens/s")],
@@ -128,6 +137,28 @@ def test_nothing_is_written_and_the_scorer_stays_as_it_was(traces: Dataset, tmp_
     assert scored.features == whole.features
     assert scored.select_columns(pool.column_names).to_list() == pool.to_list()
     np.testing.assert_allclose(scored["grace_value"], whole["grace_value"], atol=1e-5)
+
+
+def test_memory_that_runs_out_in_the_probe_is_told_to_the_probes_scorer_alone(
+    traces: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, pool = GraceScorer(MODEL, dtype="float32"), traces.select(range(20))
+    used(pool[:])
+    budget = used._budget
+    assert budget is not None
+    whole = GraceScorer._score
+
+    def small(self: GraceScorer, model: Any, examples: Any) -> Any:
+        if len(examples) > 1:
+            raise MemoryError
+        return whole(self, model, examples)
+
+    monkeypatch.setattr(GraceScorer, "_score", small)
+    _, _, twin = probe(pool, used)
+    assert "out of memory at " in twin.notes[0]
+    assert twin._budget.limit == budget.limit > twin._budget.now
+    assert used.notes == []
+    assert (used._budget, budget.now) == (budget, budget.limit)
 
 
 def test_the_probes_rows_come_in_their_order_and_are_the_same_each_time() -> None:

@@ -6,6 +6,7 @@ import builtins
 import errno
 import itertools
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,84 @@ def test_rows_that_were_cut_are_read_again_and_give_the_same(pool: Dataset, tmp_
     score(stream_of(pool), again, out=tmp_path / "run")
     assert path.read_bytes() == whole
     assert again.seen == []
+
+
+# -- a stream that has changed behind its first rows ------------------------------------------------------------------
+
+
+def changed_after(rows: int, stop: int) -> Dataset:
+    """So many rows as in `texts`, then others, `stop` in all."""
+    return texts(stop).map(lambda row: row if row["id"] < rows else {"text": "x" * (1 + row["id"] % 5)})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1000, 3000), (3000, 1000), (300, 257), (1000, 1000)],
+    ids=["longer", "shorter", "within the first table", "as long"],
+)
+def test_rows_behind_the_first_are_read_anew_only_when_asked_for_and_the_others_are_told(
+    before: int, after: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new, run = texts(before), changed_after(spool.FIRST_ROWS, after), tmp_path / "run"
+    with caplog.at_level(logging.WARNING, logger="hf_curate"):
+        first = score(stream_of(old), Lengths(), out=run).to_list()
+        assert "rows that it has read from the stream" not in caplog.text
+        assert score(stream_of(new), Lengths(), out=run).to_list() == first
+        assert (
+            f"the run 'run' goes on with the {before:,} rows that it has read from the stream; a stream is known by "
+            "its first 256 rows, types and source alone: to read it again, overwrite=True (--overwrite)."
+        ) in caplog.text
+        caplog.clear()
+        scored = score(stream_of(new), Lengths(), out=run, overwrite=True)
+        assert "rows that it has read from the stream" not in caplog.text
+    assert scored.to_list() == score(new, Lengths(), out=tmp_path / "wanted").to_list()
+    assert load_run(run).dataset.to_list() == scored.to_list()
+    assert json.loads((run / "rows" / "rows.json").read_bytes())["rows"] == after
+    assert results_of(run) == results_of(tmp_path / "wanted")
+
+
+def test_rows_whose_bytes_have_changed_are_read_anew_when_asked_for(pool: Dataset, tmp_path: Path) -> None:
+    wanted = score(stream_of(pool), Lengths(), out=tmp_path / "run").to_list()
+    before, path = results_of(tmp_path / "run"), tmp_path / "run" / "rows" / "rows.arrow"
+    whole = path.read_bytes()
+    path.unlink()  # an earlier dataset is mapped from it
+    at = whole.rindex(b"abab")
+    path.write_bytes(whole[:at] + b"zzzz" + whole[at + 4 :])
+    assert score(stream_of(pool), Lengths(), out=tmp_path / "run", overwrite=True).to_list() == wanted
+    assert path.read_bytes() == whole
+    assert results_of(tmp_path / "run") == before
+
+
+def test_a_run_that_was_stopped_and_may_be_replaced_keeps_its_shards_if_the_rows_are_the_same(
+    pool: Dataset, tmp_path: Path
+) -> None:
+    def stop(batch: list[str]) -> None:
+        if len(stopped.seen) == 3:
+            raise KeyboardInterrupt
+
+    stopped, seen, rest, others = Lengths(on_batch=stop), [], Lengths(), Lengths()
+    for folder in ("run", "other"):
+        stopped.seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            score(stream_of(pool), stopped, out=tmp_path / folder, batch_rows=500)
+    score(stream_of(pool, seen), rest, out=tmp_path / "run", batch_rows=500, overwrite=True)
+    assert seen == list(range(ROWS))
+    assert rest.seen == [500, 500]
+    score(pool, Lengths(), out=tmp_path / "wanted", batch_rows=500)
+    assert results_of(tmp_path / "run") == results_of(tmp_path / "wanted")
+    longer = Dataset.from_list([*pool.to_list(), pool[0]], features=pool.features)
+    score(stream_of(longer), others, out=tmp_path / "other", batch_rows=500, overwrite=True)
+    assert others.seen == [500] * 5 + [1]
+    score(longer, Lengths(), out=tmp_path / "wanted of others", batch_rows=500)
+    assert results_of(tmp_path / "other") == results_of(tmp_path / "wanted of others")
+
+
+def test_a_stream_that_breaks_while_it_is_read_anew_leaves_the_run_as_it_was(pool: Dataset, tmp_path: Path) -> None:
+    score(stream_of(pool), Lengths(), out=tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    with pytest.raises(ConnectionError, match="the line is dead"):
+        score(stream_of(pool, cut=2000), Lengths(), out=tmp_path / "run", overwrite=True)
+    assert files_of(tmp_path / "run") == before
 
 
 # -- another stream ---------------------------------------------------------------------------------------------------

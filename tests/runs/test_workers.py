@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -18,8 +19,9 @@ from lengths import Lengths, results_of, texts
 
 from hf_curate import GraceScorer, LearnAlignScorer, RandomScorer, Rollouts, score, verifier
 from hf_curate.demo import MODEL, POLICY, load_traces, tasks
-from hf_curate.errors import CurateError, ScoreError
+from hf_curate.errors import CurateError, MissingPackageError, ScoreError
 from hf_curate.runs.travel import as_bytes, as_table, packed, unpacked
+from hf_curate.scorers.threads import with_threads
 
 ROWS = texts(50)
 TRACES = load_traces().select_columns(["prompt", "completion"])
@@ -226,6 +228,120 @@ class Unloadable(Lengths):
 def test_workers_that_die_at_their_start_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(CurateError, match=r"died 3 times at its start \(exit code 5\)"):
         score(ROWS, Unloadable(), out=tmp_path / "run", workers=2, **SIZES)
+
+
+class Hesitant(Lengths):
+    """Ends the processes that read it, as long as files can be taken from `lives`."""
+
+    def __init__(self, lives: Path) -> None:
+        super().__init__()
+        self.lives = lives
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if left := sorted(self.lives.iterdir()):
+            left[0].unlink()
+            os._exit(5)
+
+
+def test_a_worker_that_starts_at_the_third_try_does_its_work(tmp_path: Path) -> None:
+    scorer = Hesitant(lives(tmp_path / "lives", 2))
+    scored = score(ROWS.select(range(8)), scorer, out=tmp_path / "run", workers=2, **SIZES)
+    assert scored.to_list() == score(ROWS.select(range(8)), Lengths()).to_list()
+
+
+class Sleeps(Lengths):
+    """Takes long to arrive; writes down who is waiting for it."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self.place = place
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        (self.place / str(os.getpid())).touch()
+        time.sleep(60)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="this system has no /proc")
+def test_workers_that_are_starting_are_stopped_too(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def interrupt() -> None:
+        while not processes_of(place):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    start = time.monotonic()
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        score(ROWS.select(range(8)), Sleeps(place), out=tmp_path / "run", workers=2, **SIZES)
+    assert time.monotonic() - start < 50
+    assert not any(map(is_alive, processes_of(place)))
+
+
+class Particular(Exception):  # noqa: N818
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (MissingPackageError, "the adapter needs the package"),
+        (RuntimeError, "a worker process failed: .*Particular: 1 and 2"),
+    ],
+)
+def test_errors_that_do_not_travel_by_themselves_are_told(kind: type[Exception], text: str, tmp_path: Path) -> None:
+    with pytest.raises(kind, match=text):
+        score(ROWS.select(range(8)), Raises(kind), out=tmp_path / "run", workers=2, **SIZES)
+
+
+class Raises(Lengths):
+    """Raises an error of that kind when it scores, or one that cannot be pickled."""
+
+    def __init__(self, kind: type[Exception]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def __call__(self, rows: Any) -> dict[str, list[Any]]:
+        if self.kind is MissingPackageError:
+            raise MissingPackageError("peft", "peft", "the adapter")
+        raise Particular(1, 2)
+
+
+def test_a_first_batch_that_kills_its_workers_is_nulls_as_any_other(tmp_path: Path) -> None:
+    rows = TRACES.select(range(16))
+    scorer = DeadlyRandom(rows[0]["prompt"])
+    scored = score(rows, scorer, out=tmp_path / "run", workers=2, batch_rows=8)
+    assert [bool(error) for error in scored["random_error"]] == [True] * 8 + [False] * 8
+
+
+class DeadlyRandom(RandomScorer):
+    def __init__(self, deadly: str) -> None:
+        super().__init__(seed=1)
+        self._arguments, self.deadly = {"deadly": deadly}, deadly
+
+    def score_rows(self, rows: Any, rank: int | None = None) -> Any:
+        if any(row["prompt"] == self.deadly for row in rows):
+            os._exit(9)
+        return super().score_rows(rows, rank)
+
+
+def test_runs_inside_a_run_have_its_threads(tmp_path: Path) -> None:
+    rows = Dataset.from_list(tasks.problems("chain", 4, level=4, seed=1, split="pool"))
+    sampled = Rollouts(POLICY, verifier(tasks.solved), n=2, max_new_tokens=48, dtype="float32", seed=5)
+    with with_threads(4, sampled):
+        scorer = LearnAlignScorer(POLICY, rollouts=sampled, dtype="float32")
+        score(rows, scorer, out=tmp_path / "run", workers=2, batch_rows=4)
+    plans = [json.loads((tmp_path / "run" / name / "plan.json").read_text()) for name in (".", "rollouts")]
+    assert [plan["threads"] for plan in plans] == [2, 2]
+
+
+def test_a_device_with_a_number_is_not_for_several_workers(tmp_path: Path) -> None:
+    with pytest.raises(ScoreError, match=r"workers=2 would all be on device='cuda:1': leave the number"):
+        score(TRACES, GraceScorer(MODEL, device="cuda:1"), out=tmp_path / "run", workers=2)
 
 
 def test_what_cannot_travel_is_refused_before_anything_starts(tmp_path: Path) -> None:
