@@ -243,7 +243,7 @@ def table(setting: str, found: list[dict[str, Any]]) -> str:
         line = f"{name:<24}{mean_and_error(last[name]):>15}{paired:>15}"
         for step in shown:
             line += f"{mean_and_error([record['bad'][step] for record in own]):>17}"
-        line += f"{mean_and_error([np.mean(list(record['bad'].values())) for record in own]):>17}"
+        line += f"{mean_and_error([float(np.mean(list(record['bad'].values()))) for record in own]):>17}"
         lines.append(line)
     return "\n".join(lines)
 
