@@ -316,8 +316,9 @@ def _rows(arguments: argparse.Namespace, scorer: Any, found: Rows | None = None)
 def _dry_run(arguments: argparse.Namespace, rows: Rows, scorer: Any) -> int:
     from hf_curate.runs.local import score
 
-    sizes = {name: getattr(arguments, name) for name in ("out", "shard_rows")}
-    score(rows.stream or rows.dataset, scorer, source=rows.source, dry_run=True, **sizes)
+    asked = {name: getattr(arguments, name) for name in ("out", "shard_rows", "threads", "strict")}
+    workers = 1 if arguments.workers is None else arguments.workers
+    score(rows.stream or rows.dataset, scorer, source=rows.source, dry_run=True, workers=workers, **asked)
     return 0
 
 

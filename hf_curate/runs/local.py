@@ -68,8 +68,9 @@ def score(
             at is tried again; rows that kill three of them have nulls and the reason. 1: this process scores.
         threads: of the CPU, for each process that scores. None: as many as torch has, divided between the workers; a
             run that goes on keeps those it was begun with, as sums depend on how they are split. With equal `threads`
-            any number of workers gives the same bits.
-        overwrite: replace a run of other settings or rows in `out`. One of the same goes on all the same.
+            and `shard_rows` any number of workers gives the same bits.
+        overwrite: replace a run of other settings or rows in `out`. One of the same goes on all the same; a stream is
+            read again for it.
         strict: an error at the end if any row has no score; the others are kept.
         source: where the rows came from ("org/name@revision:config/split"), recorded in `out` for `hf-curate select`.
         batch_rows: rows read at a time; rows of similar length are batched within them. None: 256, and 16 for the
@@ -111,7 +112,7 @@ def score(
     if dry_run:
         from hf_curate.runs.probe import told
 
-        return told(dataset, scorer, folder, shard_rows, batch_rows, source)
+        return told(dataset, scorer, folder, shard_rows, batch_rows, source, workers, strict)
     if isinstance(dataset, IterableDataset):
         if folder is None:
             raise ScoreError(

@@ -57,6 +57,8 @@ def told(
     shard_rows: int | None,
     batch_rows: int | None,
     source: str | None,
+    workers: int = 1,
+    strict: bool = False,
 ) -> Dataset:
     """What `score(dry_run=True)` does: prints the estimate and the card of a selection, returns the probe's rows."""
     if folder is not None:
@@ -65,6 +67,12 @@ def told(
     if folder is not None:
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         estimate.free = shutil.disk_usage(there).free
+    if workers > 1:
+        estimate.notes.append(
+            f"{workers} workers take 1/{workers} of the scoring's time at best, and each holds a model of its own"
+        )
+    if strict and estimate.failed:
+        estimate.notes.append(f"{estimate.failed:,} rows of the probe failed: strict=True (--strict) ends in an error")
     print(estimate)
     print(f"\n{card(scored, twin, source)}", flush=True)
     return scored
@@ -173,6 +181,8 @@ class _Probe:
             with self._timed(phase, min(most, WARM_ROWS)):
                 call(min(most, WARM_ROWS))
         self.estimate.loading += loading.seconds
+        if isinstance(self.scorer, Scorer):
+            self.scorer.goes_on(0, 0)  # these rows come again
         each = max(warm.seconds / warm.rows, 1e-9)
         return min(most, max(int(MOST_SECONDS / each), FEWEST_ROWS))
 

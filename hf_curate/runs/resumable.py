@@ -41,7 +41,7 @@ from hf_curate.runs.stored import SCHEMA, load_record
 from hf_curate.runs.work import Batch, Pool, Scoring, Shard, in_turn
 from hf_curate.scored import numbers
 from hf_curate.scorers.base import Scorer
-from hf_curate.scorers.threads import threads_now, with_threads
+from hf_curate.scorers.threads import cores, threads_now, with_threads
 from hf_curate.sources import public_name
 
 if TYPE_CHECKING:
@@ -95,13 +95,22 @@ def score_in_folder(dataset: Dataset, scorer: Any, folder: Path, asked: Asked) -
     call_if_there(scorer, "expect", dataset)
     digest = table_digest(dataset)
     check_folder(folder, scorer, digest, asked.overwrite, asked.sizes)
-    with writing(shown_name(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing(shown_name(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+    except CurateError as error:
+        if not isinstance(error.__cause__, (NotADirectoryError, FileNotFoundError)):
+            raise
+        why = error.__cause__.strerror
+        raise CurateError(
+            f"the folder {shown_name(folder)!r} cannot be made ({why}): give another out= (--out)."
+        ) from error
     run = RunFolder(folder)
     with run.held():
         check_folder(folder, scorer, digest, asked.overwrite, asked.sizes)  # it may have changed until it was locked
         threads = asked.threads or asked.threads_of_new or max(1, threads_now(scorer) // asked.workers)
         plan = Plan.of(len(dataset), batch_rows_of(scorer, asked.batch_rows), asked.shard_rows, threads)
+        _warn_of_crowds(asked, threads)
         begun = run.begin(Begun(plan, record_of(scorer), digest, conditions_of(scorer)), asked.sizes)
         if asked.recipe is not None:
             run.keep_recipe(asked.recipe)
@@ -111,6 +120,14 @@ def score_in_folder(dataset: Dataset, scorer: Any, folder: Path, asked: Asked) -
             with suppress(CurateError):  # a full disk, which is being reported
                 run.log(f"stopped: {_named(error)}")
             raise
+
+
+def _warn_of_crowds(asked: Asked, threads: int) -> None:
+    if asked.engine == "local" and asked.workers > 1 and asked.workers * threads > cores():
+        logger.warning(
+            "%d workers of %d threads on %d cores: they wait for each other, and each holds a model of its own",
+            *(asked.workers, threads, cores()),
+        )
 
 
 class _Scoring:

@@ -241,7 +241,7 @@ class _Held:
 
 
 def _read(first: pa.Table, tables: Iterator[pa.Table], known: _Known, run: RunFolder) -> _Held:
-    """Reads a stream to its end; what was there stays until then. Its record comes last: without it no rows are there."""
+    """Reads a stream to its end, then replaces what was there. The record comes last: no rows count without it."""
     folder = run.path / ROWS
     unfinished, rows = folder / f".{ROWS_FILE}", 0
     progress = Progress(None, 0, None, "reading the stream")

@@ -88,6 +88,10 @@ def as_told(error: BaseException) -> tuple[bytes | None, str]:
     """An error as it travels: itself, where it can, and its traceback."""
     from hf_curate.runs.travel import packed
 
+    if isinstance(error, SystemExit):  # it would end the run as if all were well
+        error = RuntimeError(f"the scorer ended its process: sys.exit({error.code!r})").with_traceback(
+            error.__traceback__
+        )
     try:
         data = packed(error)
         unpacked(data)

@@ -226,8 +226,8 @@ class _Team:
                 worker = None
                 if number == TRIES:
                     raise CurateError(
-                        f"a worker process died {TRIES} times at its start ({error}): its own messages are above. "
-                        "With workers=1 all is done in this process."
+                        f"a worker process died {TRIES} times at its start ({error}): its own messages, if it had "
+                        "any, are above. With workers=1 all is done in this process."
                     ) from error
         assert worker is not None
         return worker

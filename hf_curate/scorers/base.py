@@ -130,6 +130,7 @@ class Scorer(ABC):
     def goes_on(self, rows: int, failed: int) -> None:
         """Called by `score` before it goes on with a run: so many rows were scored by then, and so many failed."""
         self._seen, self._failed = rows, failed
+        self._reasons.clear()
 
     def reads(self, names: Sequence[str]) -> list[str]:
         """Those of a dataset's columns that scoring looks at; all of them unless a subclass knows better."""

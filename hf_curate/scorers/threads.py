@@ -19,10 +19,11 @@ def threads_now(scorer: Any) -> int:
 
         return torch.get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else _cores()
+    return int(asked) if asked.isdigit() and int(asked) else cores()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

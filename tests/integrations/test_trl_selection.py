@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -510,6 +511,35 @@ def test_a_problem_whose_other_half_fails_has_no_score_and_its_reason(tmp_path: 
     assert 2 <= sum(failed) <= 6
     assert [score is None for score in record["scores"]] == [signal is None for signal in record["signal"]] == failed
     assert record["failed"] == {"no reward": sum(failed)}
+
+
+def test_what_a_round_learns_of_the_memory_stays_and_is_in_its_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = online.selector()
+    trainer = online.trainer(tmp_path, chosen)
+    asked: list[int] = []
+
+    def fail(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        asked.append(kwargs["input_ids"].numel())
+        if asked[-1] > 60:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    before = trainer._in_place.round(0)
+    handle = trainer._in_place.policy.decoder.register_forward_pre_hook(fail, with_kwargs=True)
+    with caplog.at_level(logging.INFO, "hf_curate"):
+        first = trainer._in_place.round(2)
+        sizes, asked[:] = list(asked), []
+        second = trainer._in_place.round(4)
+    handle.remove()
+    assert "notes" not in before
+    assert any(note.startswith("out of memory at ") for note in first["notes"])
+    assert not any(note.startswith("out of memory at ") for note in second["notes"])
+    assert max(asked) < max(sizes)
+    assert sum(size > 60 for size in asked) < sum(size > 60 for size in sizes)
+    warned = [record.args[0] for record in caplog.records if record.levelno == logging.WARNING and record.args]
+    assert sorted(warned) == ["GradAlign", "Rollouts"]
+    assert read_journal(chosen.journal())[0] == [before, first, second] == chosen.history
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------

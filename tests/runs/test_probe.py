@@ -297,6 +297,19 @@ def test_a_short_stream_is_known_to_the_end() -> None:
     assert probe(stream, RandomScorer(seed=0))[1].rows == 50
 
 
+def test_what_the_run_is_asked_for_is_reckoned_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score(texts(40), Lengths(), out=tmp_path / "run", workers=3, strict=True, dry_run=True)
+    told = capsys.readouterr().out
+    assert "3 workers take 1/3 of the scoring's time at best, and each holds a model of its own" in told
+    assert "5 rows of the probe failed: strict=True (--strict) ends in an error" in told
+
+
+def test_a_probe_of_which_every_row_fails_counts_each_once(traces: Dataset) -> None:
+    bad = Dataset.from_list([{"prompt": "", "completion": ""}] * 40)
+    with pytest.raises(ScoreError, match="none of the 40 rows could be scored"):
+        score(bad, GraceScorer(MODEL, dtype="float32"), dry_run=True)
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 

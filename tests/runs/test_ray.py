@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -127,6 +128,7 @@ class Tells(Lengths):
         import torch
 
         warnings.warn("strange rows", UserWarning, stacklevel=2)
+        logging.getLogger("hf_curate").info("of interest")
         print("a scorer may print")
         told = f"{os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()} {os.getcwd()}"
         (self.place / str(os.getpid())).write_text(told)
@@ -134,14 +136,18 @@ class Tells(Lengths):
 
 
 @pytest.mark.slow
-def test_threads_folder_and_warnings_of_as_many_actors_as_there_is_room_for(cluster: str, tmp_path: Path) -> None:
+def test_threads_folder_and_warnings_of_as_many_actors_as_there_is_room_for(
+    cluster: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen = tmp_path / "seen"
     seen.mkdir()
+    caplog.set_level(logging.INFO, "hf_curate")
     with pytest.warns(UserWarning, match="strange rows"):
         score(ROWS, Tells(seen), out=tmp_path / "run", **{**RAY, "threads": 2, "workers": 3})
     assert len(list(seen.iterdir())) <= 2  # the cluster has 4 CPUs: a third finds no room, and nobody waits for it
     assert {path.read_text() for path in seen.iterdir()} == {f"2 2 {os.getcwd()}"}
     assert str(os.getpid()) not in [path.name for path in seen.iterdir()]
+    assert "of interest" in caplog.text
 
 
 # -- what dies, and what fails ----------------------------------------------------------------------------------------
@@ -167,9 +173,27 @@ def test_what_kills_three_actors_has_no_score_and_a_reason(cluster: str, tmp_pat
     for place in range(len(ROWS)):
         if place in (8, 9, 10):
             assert scored[place]["length_value"] is None
-            assert scored[place]["length_error"].startswith("worker died: 3 times over this row's batch, last by ")
+            assert scored[place]["length_error"] == "worker died: 3 times over this row's batch"
         else:
             assert scored[place] == plain[place]
+
+
+class DeadlyRandom(RandomScorer):
+    def __init__(self, deadly: str) -> None:
+        super().__init__(seed=1)
+        self._arguments, self.deadly = {"deadly": deadly}, deadly
+
+    def score_rows(self, rows: Any, rank: int | None = None) -> Any:
+        if any(row["prompt"] == self.deadly for row in rows):
+            os._exit(9)
+        return super().score_rows(rows, rank)
+
+
+@pytest.mark.slow
+def test_a_first_batch_that_kills_its_actors_is_nulls_as_any_other(cluster: str, tmp_path: Path) -> None:
+    settings = {**RAY, "workers": 1, "shard_rows": 8, "batch_rows": 8}
+    scored = score(TRACES, DeadlyRandom(TRACES[0]["prompt"]), out=tmp_path / "run", **settings)
+    assert [bool(error) for error in scored["random_error"]] == [True] * 8 + [False] * 8
 
 
 class Fails(Lengths):
@@ -325,6 +349,24 @@ def test_a_cluster_of_our_own_listens_on_loopback_alone(cluster: str) -> None:
 
 
 # -- without a cluster ------------------------------------------------------------------------------------------------
+
+
+def test_of_what_ray_says_no_ids_and_no_addresses_are_kept() -> None:
+    pytest.importorskip("ray")
+    from hf_curate.runs.ray_cluster import first_line
+
+    said = f"The node {'0a' * 28} at 10.0.0.7:6379 (fe80::1:2, 2001:db8:0:0:0:0:0:1) is gone at 23:04:18 in ray::f."
+    assert first_line(f"\n{said}\nmore") == (
+        "The node at an address (an address, an address) is gone at 23:04:18 in ray::f."
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_device_with_a_number_is_refused(workers: int, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(CurateError, match=r"device='cuda:1' of GraceScorer is one of several, .+: leave device= away"):
+        score(TRACES, GraceScorer(MODEL, device="cuda:1"), out=tmp_path / "run", **{**RAY, "workers": workers})
+    assert not (tmp_path / "run").exists()
 
 
 def test_ray_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

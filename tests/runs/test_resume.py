@@ -599,6 +599,12 @@ def test_a_scorer_whose_record_cannot_be_kept_is_an_error_before_it_scores(tmp_p
         assert made.seen == []
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_that_asks_for_another(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CurateError, match=r"the folder 'run' cannot be made \(Not a directory\): give another out="):
+        score(ROWS, Lengths(), out=tmp_path / "file" / "run")
+
+
 def test_sizes_without_a_folder_are_refused() -> None:
     with pytest.raises(ScoreError, match="shard_rows=8 is for runs that are kept in a folder: give out="):
         score(ROWS, Lengths(), shard_rows=8)

@@ -291,23 +291,28 @@ class Particular(Exception):  # noqa: N818
     [
         (MissingPackageError, "the adapter needs the package"),
         (RuntimeError, "a worker process failed: .*Particular: 1 and 2"),
+        (SystemExit, r"the scorer ended its process: sys\.exit\(0\)"),
     ],
 )
-def test_errors_that_do_not_travel_by_themselves_are_told(kind: type[Exception], text: str, tmp_path: Path) -> None:
-    with pytest.raises(kind, match=text):
+def test_errors_that_do_not_travel_by_themselves_are_told(
+    kind: type[BaseException], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError if kind is SystemExit else kind, match=text):
         score(ROWS.select(range(8)), Raises(kind), out=tmp_path / "run", workers=2, **SIZES)
 
 
 class Raises(Lengths):
     """Raises an error of that kind when it scores, or one that cannot be pickled."""
 
-    def __init__(self, kind: type[Exception]) -> None:
+    def __init__(self, kind: type[BaseException]) -> None:
         super().__init__()
         self.kind = kind
 
     def __call__(self, rows: Any) -> dict[str, list[Any]]:
         if self.kind is MissingPackageError:
             raise MissingPackageError("peft", "peft", "the adapter")
+        if self.kind is SystemExit:
+            sys.exit(0)
         raise Particular(1, 2)
 
 
