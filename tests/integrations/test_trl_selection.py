@@ -534,11 +534,11 @@ def test_what_a_round_learns_of_the_memory_stays_and_is_in_its_record(
     handle.remove()
     assert "notes" not in before
     assert any(note.startswith("out of memory at ") for note in first["notes"])
-    assert not any(note.startswith("out of memory at ") for note in second["notes"])
+    assert not any(note.startswith("out of memory at ") for note in second.get("notes", ()))
     assert max(asked) < max(sizes)
     assert sum(size > 60 for size in asked) < sum(size > 60 for size in sizes)
-    warned = [record.args[0] for record in caplog.records if record.levelno == logging.WARNING and record.args]
-    assert sorted(warned) == ["GradAlign", "Rollouts"]
+    warned = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert sorted(text.partition(":")[0] for text in warned) == ["GradAlign", "Rollouts"]
     assert read_journal(chosen.journal())[0] == [before, first, second] == chosen.history
 
 
