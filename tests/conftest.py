@@ -42,6 +42,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:GRACE's authors score with a model:UserWarning")
 
 
+FIRST = (
+    "test_examples.py",
+    "test_ray.py",
+    "test_workers.py",
+    "test_crash.py",
+    "test_trl_selection.py",
+    "test_probe.py",
+)
+"""Files that take long: one of them that begins last would leave the other processes without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_torch_thread() -> Iterator[None]:
     """Tests share the machine's cores; sums over one thread come out the same everywhere."""

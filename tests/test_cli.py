@@ -110,7 +110,7 @@ def test_strict_is_exit_code_1_with_the_summary_after_everything_is_kept(
     assert cli.main(["score", str(place / "traces.jsonl"), "--scorer", "longest", *options]) == 0
     none = ["--scorer", "random", "--shard-rows", "0", "--out", str(tmp_path / "none")]
     assert cli.main(["score", str(place / "traces.jsonl"), *none]) == 2
-    assert "shard_rows=0 must be a whole number from 1 on" in capsys.readouterr().err
+    assert "--shard-rows 0 must be a whole number from 1 on" in capsys.readouterr().err
 
 
 def test_strict_is_exit_code_0_where_every_row_has_a_score(
@@ -192,7 +192,7 @@ def test_gradalign_from_scores_to_a_saved_config(
     said = main_says(capsys, "score", pool, *options, "--out", out)
     assert said[0] == f"12 of 13 rows scored -> {out}"
     assert said[1] == "5 rows without signal (score 0)"  # rows 0, 4, 5, 9 and 10
-    assert said[2] == f"next: hf-curate select {out} --budget 20% --out curated --config gradalign-20pct"
+    assert said[2] == f"next: hf-curate select {out} --budget 20% --out curated --config gradalign-run-20pct"
     scores = load_dataset("parquet", data_files=str(out / "scored.parquet"), split="train")["gradalign_score"]
     assert [k for k, value in enumerate(scores) if value == 0.0] == [0, 4, 5, 9, 10]
     validation = load_dataset("json", data_files=str(trusted), split="train")
@@ -344,7 +344,7 @@ def test_a_folder_in_use_is_told_before_the_fit(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "--validation: no rows in 'trusted.jsonl'"),
+        ("", "--validation: no rows in '{trusted}'"),
         ('{"prompt": "a", "responses": ["b"]}', "of the validation set: no rewards found in the columns"),
         (
             '{"prompt": "a", "responses": ["b"], "rewards": []}',
@@ -354,7 +354,7 @@ def test_a_folder_in_use_is_told_before_the_fit(
             '{"prompt": "1+1?", "responses": ["2"], "rewards": [1.0]}',
             "of the validation set: the validation gradient has no signal",
         ),
-        (None, "--validation: there is no file 'trusted.jsonl'"),
+        (None, "--validation: there is no file '{trusted}'"),
     ],
 )
 def test_what_is_wrong_with_the_validation_set_is_said_of_it(
@@ -365,7 +365,7 @@ def test_what_is_wrong_with_the_validation_set_is_said_of_it(
         trusted.write_text(content, "utf-8")
     options = ["--scorer", "gradalign", *POLICY, "--validation", str(trusted), "--out", str(tmp_path / "run")]
     assert cli.main(["score", str(rollouts / "pool.jsonl"), *options]) == 2
-    assert words in capsys.readouterr().err
+    assert words.replace("{trusted}", str(trusted)) in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

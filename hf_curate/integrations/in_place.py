@@ -24,8 +24,7 @@ from hf_curate.integrations.sampling import Rolled, Sampler
 from hf_curate.integrations.stopping import decided, predicted
 from hf_curate.models import LanguageModel
 from hf_curate.rollouts.verify import Verifier
-from hf_curate.runs.work import taken_notes
-from hf_curate.scorers.base import reasons_of
+from hf_curate.scorers.base import Scorer, reasons_of
 from hf_curate.scorers.baselines import RandomScorer, RewardScorer
 from hf_curate.scorers.groups import Group
 from hf_curate.scorers.in_training import policy_record
@@ -252,7 +251,7 @@ class InPlace:
     def _notes(self) -> list[str]:
         """What happened in this process while it sampled and scored; said once."""
         makers = (None if self._sampler is None else self._sampler.maker, self._bound, self.selector.scorer)
-        return [note for maker in makers for note in taken_notes(maker)]
+        return [note for maker in makers if isinstance(maker, Scorer) for note in maker.take_notes()]
 
     def _let_go(self) -> None:
         """Of what lies beside the model: the direction, and the copy of its head."""

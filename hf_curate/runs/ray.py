@@ -105,6 +105,7 @@ class _Team:
         self._asked: dict[Any, _Place] = {}  # by the answer that is waited for
         self._packages = packages()
         self._since, self._patience = time.monotonic(), WAITS
+        self._has_begun = False  # an actor was there
 
     def events(self, count: int, shards: int) -> Iterator[Batch | Shard]:
         self._places += map(_Place, range(count))
@@ -167,7 +168,7 @@ class _Team:
             raise error_of(data, text)
         if answer.about is None or answer.scores is None:
             self._check_packages(answer.packages or {})
-            place.ready, place.starts = True, 0
+            place.ready, place.starts, self._has_begun = True, 0, True
         else:
             found = Found(as_table(answer.scores), answer.about)
             if place.shard == self._first and not place.found:
@@ -215,7 +216,7 @@ class _Team:
 
     def _say_what_is_waited_for(self) -> None:
         places = self._asked.values()
-        if any(place.ready for place in places) or time.monotonic() - self._since < self._patience:
+        if self._has_begun or not places or time.monotonic() - self._since < self._patience:
             return
         self._patience *= 2
         asked = ", ".join(f"{name}={value:g}" for name, value in self._resources.items())

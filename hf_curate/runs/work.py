@@ -89,16 +89,10 @@ class Scoring:
         found = self.scorer(given, self.rank) if isinstance(self.scorer, Scorer) else self.scorer(given)
         tokens, _ = TALLY.take()
         scores = as_table(found, self.columns, rows).select(self.kept)
-        return Found(scores, Batch(len(rows), failed_in(found, self.scorer), tokens, taken_notes(self.scorer)))
+        return Found(scores, Batch(len(rows), failed_in(found, self.scorer), tokens, self._notes()))
 
-
-def taken_notes(scorer: Any) -> tuple[str, ...]:
-    """What a scorer of ours has to say for the log; it is said once."""
-    if not isinstance(scorer, Scorer):
-        return ()
-    notes = tuple(scorer.notes)
-    scorer.notes.clear()
-    return notes
+    def _notes(self) -> tuple[str, ...]:
+        return self.scorer.take_notes() if isinstance(self.scorer, Scorer) else ()
 
 
 def joined(number: int, found: Sequence[Found]) -> Shard:

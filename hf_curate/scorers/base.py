@@ -132,6 +132,12 @@ class Scorer(ABC):
         self._seen, self._failed = rows, failed
         self._reasons.clear()
 
+    def take_notes(self) -> tuple[str, ...]:
+        """What there is to say for a log; it is said once."""
+        notes = tuple(self.notes)
+        self.notes.clear()
+        return notes
+
     def reads(self, names: Sequence[str]) -> list[str]:
         """Those of a dataset's columns that scoring looks at; all of them unless a subclass knows better."""
         return list(names)

@@ -334,11 +334,17 @@ class DeadlyRandom(RandomScorer):
         return super().score_rows(rows, rank)
 
 
-def test_runs_inside_a_run_have_its_threads(tmp_path: Path) -> None:
+def test_runs_inside_a_run_have_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a run is begun with its threads is seen before anything is sampled."""
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_curate.runs.workers.workers", interrupted)
     rows = Dataset.from_list(tasks.problems("chain", 4, level=4, seed=1, split="pool"))
     sampled = Rollouts(POLICY, verifier(tasks.solved), n=2, max_new_tokens=48, dtype="float32", seed=5)
-    with with_threads(4, sampled):
-        scorer = LearnAlignScorer(POLICY, rollouts=sampled, dtype="float32")
+    scorer = LearnAlignScorer(POLICY, rollouts=sampled, dtype="float32")
+    with with_threads(4, sampled), pytest.raises(KeyboardInterrupt):
         score(rows, scorer, out=tmp_path / "run", workers=2, batch_rows=4)
     plans = [json.loads((tmp_path / "run" / name / "plan.json").read_text()) for name in (".", "rollouts")]
     assert [plan["threads"] for plan in plans] == [2, 2]
