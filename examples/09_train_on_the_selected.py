@@ -46,7 +46,7 @@ LEARNING_RATE = {"unbalanced": 3e-4, "low-utility": 3e-5}
 class Training:
     """A run of GRPO: optimizer steps, prompts a step, rollouts a prompt."""
 
-    steps: int = 4
+    steps: int = 2
     prompts: int = 8
     rollouts: int = 8
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -76,7 +77,8 @@ class OpenAILoopback:
         self._server.server_close()
         with self._lock:
             for connection in self._open:
-                connection.close() if connection.fileno() < 0 else connection.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # the other side was faster
+                    connection.close() if connection.fileno() < 0 else connection.shutdown(socket.SHUT_RDWR)
             self._open.clear()
 
     def __enter__(self) -> OpenAILoopback:
