@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import time
-import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,8 +25,8 @@ from hf_curate.runs.ray_actor import Answer, ScoringActor
 from hf_curate.runs.ray_cluster import connected, first_line, resources_for
 from hf_curate.runs.shards import Plan
 from hf_curate.runs.travel import as_bytes, as_table, packed
-from hf_curate.runs.work import Batch, Found, Pool, Shard, joined, lost, refuse_first
-from hf_curate.runs.workers import PATIENCE, TRIES, category_of, error_of, with_notes
+from hf_curate.runs.work import Batch, Found, Pool, Shard, joined, lost, refuse_first, variables
+from hf_curate.runs.workers import PATIENCE, TRIES, error_of, pass_on, with_notes
 
 logger = logging.getLogger("hf_curate")
 
@@ -125,12 +124,9 @@ class _Team:
                 ray.kill(place.actor)
 
     def _options(self) -> dict[str, Any]:
-        variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        environment = {**dict.fromkeys(variables, str(self.plan.threads)), "TOKENIZERS_PARALLELISM": "false"}
-        environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         who_tries_again = {"max_restarts": 0, "max_task_retries": 0}  # this process does, and counts
         options = {**self._resources, **who_tries_again, "scheduling_strategy": "SPREAD"}
-        return {**options, "runtime_env": {"env_vars": environment}}
+        return {**options, "runtime_env": {"env_vars": variables(self.plan.threads)}}
 
     def _start(self, place: _Place) -> None:
         path = [entry or os.getcwd() for entry in sys.path]
@@ -162,7 +158,7 @@ class _Team:
             yield from self._died(place, error)
             return
         for said in answer.said:
-            _pass_on(*said)
+            pass_on(*said)
         if answer.error is not None:
             data, text = answer.error
             raise error_of(data, text)
@@ -203,8 +199,7 @@ class _Team:
         logger.warning("%s%s", place.notes[-1], ": tried again" if place.deaths < TRIES else "")
         if place.deaths == TRIES:
             reason = RowError("worker died", f"{TRIES} times over this row's batch")  # how: may name a node
-            found = lost(self.scorer, rows, reason)
-            yield from self._found(place, Found(found.scores.select(self.kept), found.about))
+            yield from self._found(place, lost(self.scorer, rows, reason, self.kept))
         self._start(place)
 
     def _check_packages(self, theirs: dict[str, str]) -> None:
@@ -225,13 +220,6 @@ class _Team:
             "no worker has started yet: %d of them ask for %s each, the Ray cluster has %g CPUs and %g GPUs in all",
             *(len(places), asked, there["CPU"], there["GPU"]),
         )
-
-
-def _pass_on(kind: str, *said: Any) -> None:
-    if kind == "log":
-        logger.log(*said)
-    else:
-        warnings.warn(said[1], category_of(said[0]), stacklevel=2)
 
 
 def _how(actor: Any, error: BaseException) -> str:

@@ -143,11 +143,11 @@ class _Scoring:
         """The scored dataset, when all of it is in the folder. fingerprint: of the dataset as it was given."""
         done = self._done()
         self._say_how_it_begins(done)
-        with self._keeps_rollouts(), with_threads(self.plan.threads, self.scorer):
-            pool = call_if_there(self.scorer, "complete", self.dataset) or self.dataset
-            call_if_there(self.scorer, "prepare", pool)
-        features_of(pool, self.scorer)  # the record names the columns that are read, whoever reads them
         with with_threads(self.plan.threads, self.scorer):
+            with self._keeps_rollouts():
+                pool = call_if_there(self.scorer, "complete", self.dataset) or self.dataset
+                call_if_there(self.scorer, "prepare", pool)
+            features_of(pool, self.scorer)  # the record names the columns that are read, whoever reads them
             self._score(pool, done)
         scored = self._put_together(pool)
         try:

@@ -6,9 +6,7 @@ the `Shard`. Shards come in any order; what is in them does not depend on the en
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +110,9 @@ def in_turn(scoring: Scoring, pool: Pool, plan: Plan, shards: Iterable[int]) -> 
         yield joined(number, found)
 
 
-def lost(scorer: Any, rows: range, reason: RowError) -> Found:
-    """A batch whose rows have no score for this reason. CurateError: the scorer has no column for reasons."""
+def lost(scorer: Any, rows: range, reason: RowError, kept: Sequence[str]) -> Found:
+    """A batch whose rows have no score for this reason. kept: the score columns that are wanted. CurateError: the
+    scorer has no column for reasons."""
     column, columns = error_column(scorer), scorer.columns
     if column is None:
         raise CurateError(
@@ -121,7 +120,7 @@ def lost(scorer: Any, rows: range, reason: RowError) -> Found:
             "ends in _error to say so: give it one, or leave these rows out."
         )
     nulls: dict[str, Any] = {name: [None] * len(rows) for name in columns}
-    table = as_table({**nulls, column: [str(reason)] * len(rows)}, columns, rows)
+    table = as_table({**nulls, column: [str(reason)] * len(rows)}, columns, rows).select(kept)
     return Found(table, Batch(len(rows), len(rows), notes=(f"rows {rows.start} to {rows.stop - 1}: {reason}",)))
 
 
@@ -136,14 +135,11 @@ def refuse_first(scorer: Any, found: Found) -> None:
     raise ScoreError(all_failed(found.about.rows, reasons, scorer.advice()))
 
 
-def environment(threads: int) -> Mapping[str, str]:
-    """The environment of a process that scores with so many threads, and finds the modules that this one finds."""
+def variables(threads: int) -> dict[str, str]:
+    """What the environment of a process says that scores with so many threads for another one."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return {
-        **os.environ,
         **dict.fromkeys(names, str(threads)),
-        "PYTHONPATH": path,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # there is one bar, in the process of the run
     }

@@ -7,6 +7,7 @@ compiled code) is replaced, and its batch is tried again; what kills three of th
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 from hf_curate.errors import CurateError, RowError
 from hf_curate.runs.shards import Plan
 from hf_curate.runs.travel import as_bytes, as_table, packed, receive, send, unpacked
-from hf_curate.runs.work import Batch, Found, Pool, Shard, environment, joined, lost, refuse_first
+from hf_curate.runs.work import Batch, Found, Pool, Shard, joined, lost, refuse_first, variables
 from hf_curate.scorers.model import ModelScorer
 
 logger = logging.getLogger("hf_curate")
@@ -49,7 +50,7 @@ class Worker:
             [sys.executable, "-P", "-m", "hf_curate.runs.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(threads),
+            env={**os.environ, **variables(threads), "PYTHONPATH": _module_path()},
         )
 
     def begin(self, scorer: bytes, features: bytes, kept: list[str]) -> None:
@@ -69,10 +70,7 @@ class Worker:
             send(process.stdin, kind, *values)  # type: ignore[arg-type]
             told, found = receive(process.stdout)  # type: ignore[arg-type]
             while told in ("log", "warning"):
-                if told == "log":
-                    logger.log(*found)
-                else:
-                    warnings.warn(found[1], category_of(found[0]), stacklevel=2)
+                pass_on(told, *found)
                 told, found = receive(process.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError):
             raise DiedError(_how(self._ended())) from None
@@ -135,7 +133,6 @@ class _Team:
         proven: bool,
     ) -> None:
         self.scorer, self.pool, self.plan, self.begin = scorer, pool, plan, begin
-        self.kept = begin[2]
         self._first, self._waiting = None if proven else numbers[0], iter(numbers)
         self._found: queue.SimpleQueue[Batch | Shard | BaseException] = queue.SimpleQueue()
         self._lock = threading.Lock()  # around the pool, the waiting shards and the workers that are alive
@@ -208,8 +205,8 @@ class _Team:
                     refuse_first(self.scorer, found)
                 return Found(found.scores, with_notes(found.about, notes))
         reason = RowError("worker died", f"{TRIES} times over this row's batch, last by {why}")
-        found = lost(self.scorer, rows, reason)
-        return Found(found.scores.select(self.kept), with_notes(found.about, notes))
+        found = lost(self.scorer, rows, reason, self.begin[2])
+        return Found(found.scores, with_notes(found.about, notes))
 
     def _worker(self, rank: int) -> Worker:
         """The worker of this rank; a new one if there is none."""
@@ -247,6 +244,19 @@ class _Team:
         worker.close()
         if stopped:
             raise CurateError("stopped")
+
+
+def _module_path() -> str:
+    """Where this process finds modules, for another one to find them too."""
+    return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+
+
+def pass_on(kind: str, *said: Any) -> None:
+    """A line of the log ("log", level, text) or a warning ("warning", category, text) of a worker, told here."""
+    if kind == "log":
+        logger.log(*said)
+    else:
+        warnings.warn(said[1], category_of(said[0]), stacklevel=2)
 
 
 def with_notes(about: Batch, notes: list[str]) -> Batch:
