@@ -61,7 +61,7 @@ def note(texts):
 
 finish(lambda: run("whole"))
 def done():
-    return len(list((PLACE / "killed").glob("parts/*.json")))
+    return len(list((PLACE / "killed").glob("parts/[0-9]*.json")))
 
 draw, kept = random.Random(7), []
 for number in range(KILLS):
@@ -87,7 +87,7 @@ def run(name, workers):
     score(rows, Lengths(seconds=0.02), out=PLACE / name, shard_rows=SHARD, batch_rows=2, workers=workers, threads=1)
 
 def done():
-    return len(list((PLACE / "killed").glob("parts/*.json")))
+    return len(list((PLACE / "killed").glob("parts/[0-9]*.json")))
 
 def workers_of(group):
     "Processes of a group, but for those that only wait to be asked how they ended."
