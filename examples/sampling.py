@@ -10,6 +10,7 @@ begins with the rollouts of a smaller one.
 from __future__ import annotations
 
 import argparse
+import inspect
 import random
 import time
 from collections import defaultdict
@@ -23,6 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_curate.demo import MODEL, world
+from hf_curate.rollouts.cached import CACHE_NAMES
 
 BATCH_ROWS = 4096  # rollouts that are sampled side by side
 
@@ -94,7 +96,8 @@ def _continue(
     The rows of the model's batch are different texts, and responses that agree so far share one.
     """
     cache = DynamicCache(config=model.config)
-    logits = model(input_ids=prompt_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    kept = {name: cache for name in CACHE_NAMES if name in inspect.signature(model.forward).parameters}
+    logits = model(input_ids=prompt_ids, use_cache=True, logits_to_keep=1, **kept).logits[:, -1]
     uniform = torch.from_numpy(draws).to(logits.device)
     responses: list[list[int]] = [[] for _ in draws]
     going = torch.arange(len(draws), device=logits.device)  # the responses that have not ended
@@ -110,7 +113,7 @@ def _continue(
         different, row = torch.unique(row[on] * logits.shape[1] + tokens[on], return_inverse=True)
         cache.batch_select_indices(different // logits.shape[1])
         new = different[:, None] % logits.shape[1]
-        logits = model(input_ids=new, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model(input_ids=new, use_cache=True, **kept).logits[:, -1]
     return responses
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 INSTEAD = "Sample from it with a server that knows it, or give rollouts that were sampled elsewhere (response_ids=)."
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What models call it: the first from transformers 5.24 on, the others before."""
 GROWTH = (((0, 1, 1), (3, 4, 5)), ((2, 0), (6, 7)), ((0, 1), (8, 9)))
 """(parents, tokens) of the texts that a cache is proved on: a fork, a drop with a change of places, a plain step."""
 
@@ -37,7 +39,7 @@ class CachedTexts:
         from transformers import DynamicCache
 
         takes = inspect.signature(model.decoder.forward).parameters
-        self._cache_name = next((name for name in ("past_key_values", "cache_params") if name in takes), None)
+        self._cache_name = next((name for name in CACHE_NAMES if name in takes), None)
         if self._cache_name is None:
             raise ModelError(f"{type(model.decoder).__name__} takes no cache. {INSTEAD}")
         self._positions = "position_ids" in takes  # others place tokens by the mask, or by their order
