@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 
 from hf_curate.batches import Rollout
 from hf_curate.errors import RowError
+from hf_curate.gradients.layout import one_prompt
 from hf_curate.gradients.policy import Take, policy_gradient
+from hf_curate.gradients.shared import share_no_more, shares_prompts
 from hf_curate.gradients.tangents import NotSeparableError, Tangents
 from hf_curate.memory import is_out_of_memory
 
@@ -43,8 +46,9 @@ class Products:
     """Of one problem's policy gradient g = sum_k (A_k / K) grad_k, grad_k the gradient of rollout k's mean
     log-probability.
 
-    dot: <g, direction>; squared_norm: |g|^2; per_rollout: [K] float64 <grad_k, direction>, NaN where g cancels; dot
-    and per_rollout are None without a direction; cancels: g is 0 up to rounding (everything else is then 0).
+    dot: <g, direction>; squared_norm: |g|^2, NaN where it was not asked for; per_rollout: [K] float64
+    <grad_k, direction>, NaN where g cancels; dot and per_rollout are None without a direction; cancels: g is 0 up to
+    rounding (everything else is then 0).
     """
 
     dot: float | None
@@ -93,6 +97,7 @@ def policy_products(
     direction: Mapping[str, Tensor] | None,
     *,
     per_rollout: bool = True,
+    norm: bool = True,
     batch_tokens: int = 8192,
 ) -> Products:
     """Products and norm of one problem's policy gradient, exact over the parameters.
@@ -105,44 +110,57 @@ def policy_products(
         direction: name -> tensor of each parameter's shape on its device, float32 or float64; None for the norm
             alone.
         per_rollout: whether each rollout's own product is wanted; without it the direction costs next to nothing.
+        norm: whether |g|^2 is wanted beside the rollouts' products; without it most problems need no gradient of a
+            parameter, and `dot` is the weighted sum of the products.
         batch_tokens: padded tokens of one pass whose activations are kept; changes memory and speed, see `policy`.
 
     Raises:
         RowError: a loss, the norm or a product is not finite.
     """
     merged = distinct(rollouts, advantages)
-    active, chosen, weights = merged.active()
-    if not active:
+    if not merged.active()[0]:
         return _nothing(direction, len(rollouts))
-    sums = _Sums(direction)
-    how = route(model, parameters) if direction is not None and per_rollout else None
-    tangents = _tangents(model, parameters, direction, len(active), how)
+    how = route(model, parameters, one_prompt(rollouts)) if direction is not None and per_rollout else None
+    alone = not norm and how not in (None, "apart")
     try:
-        signals = policy_gradient(
-            model, chosen, weights, parameters, sums.take, tangents=tangents, batch_tokens=batch_tokens
+        if alone and direction is not None and how is not None:
+            return _of_rollouts(model, merged, parameters, direction, how, batch_tokens)
+        return _of_gradient(model, merged, parameters, direction, how, batch_tokens)
+    except NotSeparableError as error:
+        _give_up(error, model, parameters, how)
+        return policy_products(
+            model, rollouts, advantages, parameters, direction, norm=norm, batch_tokens=batch_tokens
         )
-    except NotSeparableError as error:  # before anything was summed
-        _go_apart(error, model, parameters)
-        return policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=batch_tokens)
+
+
+def _of_gradient(
+    model: LanguageModel,
+    merged: Distinct,
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor] | None,
+    how: str | None,
+    batch_tokens: int,
+) -> Products:
+    """From the gradient of every parameter; with each rollout's product, unless `how` is None."""
+    (active, chosen, weights), sums = merged.active(), _Sums(direction)
+    tangents = _tangents(model, parameters, direction, len(active), how)
+    signals = policy_gradient(
+        model, chosen, weights, parameters, sums.take, tangents=tangents, batch_tokens=batch_tokens
+    )
     if _cancels(signals.pooled, weights, model.head.weight.dtype):
-        return _nothing(direction, len(rollouts))
+        return _nothing(direction, len(merged.of))
     dot, squared_norm = sums.dot, sums.squared_norm
     if not math.isfinite(squared_norm) or not math.isfinite(dot):
         raise RowError("not finite", "the gradient of this problem overflows")
     if squared_norm == 0.0:  # none of the parameters is reached
-        return _nothing(direction, len(rollouts))
-    if direction is None or not per_rollout:
+        return _nothing(direction, len(merged.of))
+    if direction is None or how is None:
         return Products(None if direction is None else dot, squared_norm, None, False)
     found = np.full(len(merged.rollouts), np.nan)
     if tangents is not None:
         found[active] = (tangents.products + signals.products).numpy()
         sizes = (tangents.sizes + signals.products.abs()).numpy()
-        wide = AGREE[model.head.weight.dtype] * float(np.abs(weights) @ sizes)
-        missed = float(np.dot(weights, found[active])) - dot
-        if not abs(missed) <= wide:
-            error = NotSeparableError(f"the rollouts' products sum to {missed:.2e} more than the whole gradient's")
-            _go_apart(error, model, parameters)
-            return policy_products(model, rollouts, advantages, parameters, direction, batch_tokens=batch_tokens)
+        _check_sum(model, weights, found[active], sizes, dot)
     rest = merged.idle() if tangents is not None else list(range(len(merged.rollouts)))
     if rest:
         others = [merged.rollouts[index] for index in rest]
@@ -152,10 +170,66 @@ def policy_products(
     return Products(dot, squared_norm, found[merged.of], False)
 
 
-def _go_apart(error: NotSeparableError, model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> None:
-    """This model and parameter set with one backward for each rollout from now on."""
+def _of_rollouts(
+    model: LanguageModel,
+    merged: Distinct,
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor],
+    how: str,
+    batch_tokens: int,
+) -> Products:
+    """From each rollout's product alone, without the gradient of a parameter. On the first problem of a model and
+    parameter set, the second, the fourth and so on the sum is compared with the whole gradient's product."""
+    active, _, weights = merged.active()
+    tangents = Tangents(model, parameters, direction, len(merged.rollouts), how, alone=True)
+    ones = [1.0] * len(merged.rollouts)
+    signals = policy_gradient(
+        model, merged.rollouts, ones, parameters, None, tangents=tangents, batch_tokens=batch_tokens
+    )
+    if _cancels(signals.pooled[active], weights, model.head.weight.dtype):
+        return _nothing(direction, len(merged.of))
+    found = (tangents.products + signals.products).numpy()
+    sizes = (tangents.sizes + signals.products.abs()).numpy()
+    if not np.isfinite(found).all():
+        raise RowError("not finite", "the gradient of a rollout overflows")
+    if not sizes[active].any():  # none of the parameters is reached
+        return _nothing(direction, len(merged.of))
+    if _due(model, parameters):
+        whole = _of_gradient(model, merged, parameters, direction, None, batch_tokens)
+        assert whole.dot is not None
+        _check_sum(model, weights, found[active], sizes[active], whole.dot)
+    return Products(float(np.dot(weights, found[active])), math.nan, found[merged.of], False)
+
+
+_SEEN: WeakKeyDictionary[nn.Module, Counter[frozenset[str]]] = WeakKeyDictionary()
+
+
+def _due(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Counts problems; True for the first, the second, the fourth and so on."""
+    seen = _SEEN.setdefault(model.decoder, Counter())
+    seen[frozenset(parameters)] += 1
+    return seen[frozenset(parameters)].bit_count() == 1
+
+
+def _check_sum(
+    model: LanguageModel, weights: Sequence[float], found: np.ndarray, sizes: np.ndarray, dot: float
+) -> None:
+    """Raises NotSeparableError where the rollouts' products do not sum to that of the whole gradient."""
+    missed = float(np.dot(weights, found)) - dot
+    if not abs(missed) <= AGREE[model.head.weight.dtype] * float(np.abs(weights) @ sizes):
+        raise NotSeparableError(f"the rollouts' products sum to {missed:.2e} more than the whole gradient's")
+
+
+def _give_up(
+    error: NotSeparableError, model: LanguageModel, parameters: Mapping[str, nn.Parameter], how: str | None
+) -> None:
+    """This model and parameter set without what has failed: a shared prompt, or rollouts that are told apart."""
+    if how == "shared":
+        share_no_more(model, error)
+        return
     logger.info("one backward for each rollout from here on: %s", error)
-    _ROUTES.setdefault(model.decoder, {})[frozenset(parameters)] = "apart"
+    for shared in (False, True):
+        _ROUTES.setdefault(model.decoder, {})[frozenset(parameters), shared] = "apart"
 
 
 def streamed(
@@ -205,11 +279,11 @@ def rollout_products(
     batch_tokens: int = 8192,
 ) -> np.ndarray:
     """[K] <grad_k, direction> of each rollout's mean log-probability; `how` as `route` says."""
-    tangents = _tangents(model, parameters, direction, len(rollouts), how)
+    tangents = _tangents(model, parameters, direction, len(rollouts), how, alone=True)
     if tangents is not None:
         ones = [1.0] * len(rollouts)
         signals = policy_gradient(
-            model, rollouts, ones, parameters, lambda *_: None, tangents=tangents, batch_tokens=batch_tokens
+            model, rollouts, ones, parameters, None, tangents=tangents, batch_tokens=batch_tokens
         )
         return (tangents.products + signals.products).numpy()
     found = np.empty(len(rollouts))
@@ -220,17 +294,21 @@ def rollout_products(
     return found
 
 
-_ROUTES: WeakKeyDictionary[nn.Module, dict[frozenset[str], str]] = WeakKeyDictionary()
+_ROUTES: WeakKeyDictionary[nn.Module, dict[tuple[frozenset[str], bool], str]] = WeakKeyDictionary()
 
 
-def route(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> str:
-    """How the rollouts' products are taken: "together", "positions" (together, with position ids for each row), or
-    "apart" (one backward for each). Found once for a model and parameter set, by comparing on a few tokens and along a
-    random direction."""
+def route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], shared: bool = False) -> str:
+    """How the rollouts' products are taken: "shared" (behind one prompt), "together" (one backward for all),
+    "positions" (the same, with position ids for each row), or "apart" (one backward for each). Found once for a model
+    and parameter set, by comparing on a few tokens and along a random direction.
+
+    shared: whether the rollouts have one prompt.
+    """
     known = _ROUTES.setdefault(model.decoder, {})
-    key = frozenset(parameters)
+    shared = shared and shares_prompts(model)
+    key = (frozenset(parameters), shared)
     if key not in known:
-        known[key] = _find_route(model, parameters)
+        known[key] = _find_route(model, parameters, shared)
     return known[key]
 
 
@@ -256,22 +334,29 @@ class _Drawn(Mapping[str, Tensor]):
         return len(self._parameters)
 
 
-def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> str:
-    known = min(model.head.vocabulary, 64)
-    probe = [
-        Rollout([(7 * i + 3) % known for i in range(5)], 2),
-        Rollout([(5 * i + 1) % known for i in range(7)], 3),
-    ]
+def _probe(known: int, shared: bool) -> list[Rollout]:
+    if not shared:
+        return [
+            Rollout([(7 * i + 3) % known for i in range(5)], 2),
+            Rollout([(5 * i + 1) % known for i in range(7)], 3),
+        ]
+    prompt = [(7 * i + 3) % known for i in range(3)]
+    return [Rollout([*prompt, *((5 * i + k) % known for i in range(n))], 3) for k, n in enumerate((2, 4), 1)]
+
+
+def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], shared: bool) -> str:
+    probe = _probe(min(model.head.vocabulary, 64), shared)
     direction = _Drawn(parameters)
     try:
         apart = rollout_products(model, probe, parameters, direction, "apart")
     except RowError:
         return "apart"
-    for how in ("together", "positions"):
-        tangents = _tangents(model, parameters, direction, len(probe), how)
+    ways = ("together", "positions")
+    for how in ("shared", *ways) if shared else ways:
+        tangents = _tangents(model, parameters, direction, len(probe), how, alone=True)
         assert tangents is not None
         try:
-            signals = policy_gradient(model, probe, [0.5, -0.25], parameters, lambda *_: None, tangents=tangents)
+            signals = policy_gradient(model, probe, [0.5, -0.25], parameters, None, tangents=tangents)
         except (NotSeparableError, RuntimeError, TypeError, IndexError, KeyError, RowError) as error:
             # whatever a model's own modules raise when they are run by themselves with other tensors
             if is_out_of_memory(error):
@@ -295,10 +380,11 @@ def _tangents(
     direction: Mapping[str, Tensor] | None,
     rollouts: int,
     how: str | None,
+    alone: bool = False,
 ) -> Tangents | None:
-    if direction is None or how in (None, "apart"):
+    if direction is None or how is None or how == "apart":
         return None
-    return Tangents(model, parameters, direction, rollouts, positions=how == "positions")
+    return Tangents(model, parameters, direction, rollouts, how, alone)
 
 
 class _Sums:

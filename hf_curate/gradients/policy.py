@@ -1,12 +1,13 @@
 """The policy gradient of one problem, handed over parameter by parameter as the backward pass forms it.
 
 For rollouts o_k with weights c_k it is g = sum_k c_k (1/|o_k|) sum_t d log pi(o_kt) / d theta: one forward and
-backward over all of them, padded on the right, where causal attention never looks. The head is done by hand, a chunk
-of positions at a time (`upstream.head_pass`); everything before it by autograd, so that experts, adapters, norms,
-biases and tied weights need no formulas. The backward runs against aliases of the parameters: flags, `.grad`, hooks
-and gradient reducers of a live model are not touched.
+backward over all of them, behind one prompt where they have one and the model allows it (`gradients.shared`), else
+padded on the right, where causal attention never looks. The head is done by hand, a chunk of positions at a time
+(`upstream.head_pass`); everything before it by autograd, so that experts, adapters, norms, biases and tied weights
+need no formulas. The backward runs against aliases of the parameters: flags, `.grad`, hooks and gradient reducers of a
+live model are not touched.
 
-A problem of more than `batch_tokens` tokens keeps only the inputs of the blocks and computes the rest again
+A pass of more than `batch_tokens` tokens keeps only the inputs of the blocks and computes the rest again
 (`recompute`). One of more than `RECOMPUTED` times that takes several passes, and its gradient is kept until the last.
 Where memory runs out, `within` tries again with fewer.
 """
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_curate.batches import Rollout, bucket, pad
+from hf_curate.batches import Rollout, bucket
 from hf_curate.errors import RowError
+from hf_curate.gradients.layout import Layout, Padded, Shared, one_prompt
 from hf_curate.gradients.recompute import blocks_of, recomputing
+from hf_curate.gradients.shared import behind_one_prompt, dimensions, shares_prompts
 from hf_curate.gradients.upstream import byte_budget, head_pass
 from hf_curate.memory import TokenBudget, attempt
 from hf_curate.models import causal_lm
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ATTENDED = 16
+"""Responses behind one prompt keep its keys and values once each: as much as one token in so many keeps otherwise."""
 RECOMPUTED = 16
 """How many times `batch_tokens` fit into one pass that keeps the blocks' inputs alone."""
 
@@ -61,7 +66,7 @@ def policy_gradient(
     rollouts: Sequence[Rollout],
     weights: Sequence[float],
     parameters: Mapping[str, nn.Parameter],
-    take: Take,
+    take: Take | None,
     *,
     tangents: Tangents | None = None,
     batch_tokens: int = 8192,
@@ -73,17 +78,20 @@ def policy_gradient(
         rollouts: K sequences of at least one response token each; prompts may differ.
         weights: [K], none of them 0.
         parameters: name -> parameter of `model.model`; those that get no gradient are never handed over.
-        take: called once for each parameter.
+        take: called once for each parameter; None for `tangents` alone, without a third of the backward's products.
         tangents: collects the products of each rollout's gradient with a direction on the way.
-        batch_tokens: padded tokens of one pass whose activations are kept.
+        batch_tokens: tokens of one pass, padding among them, whose activations are kept.
 
     Raises:
         RowError: a loss is NaN or infinite.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    lengths = [len(rollout.input_ids) for rollout in rollouts]
     blocks = blocks_of(model.decoder)
-    pieces = _passes(lengths, batch_tokens, bool(blocks))
+    if tangents is not None:
+        shared = tangents.how == "shared" and one_prompt(rollouts)
+    else:
+        shared = len(rollouts) > 1 and one_prompt(rollouts) and shares_prompts(model)
+    pieces = _passes(rollouts, batch_tokens, bool(blocks), shared)
     pending: dict[str, Tensor] = {}
     waiting: dict[str, Tensor] = {}  # the head's share of a tied weight, until the embedding's comes
     dtype = model.head.accumulate
@@ -93,6 +101,7 @@ def policy_gradient(
         gradient = gradient.to(dtype)
         if name in waiting:
             gradient = waiting.pop(name).add_(gradient)
+        assert take is not None
         if len(pieces) == 1:
             take(name, gradient.mul_(factor))
         elif name in pending:
@@ -103,23 +112,22 @@ def policy_gradient(
     pooled = torch.zeros(len(rollouts), model.head.weight.shape[1], dtype=torch.float64)
     products = torch.zeros(len(rollouts), dtype=torch.float64)
     for piece, recomputed in pieces:
-        batch = [rollouts[index] for index in piece]
         scales = [weights[index] / factor for index in piece]
-        ids = pad(batch, model.device)
+        layout = _layout(model, [rollouts[index] for index in piece], shared, tangents)
         again = blocks if recomputed else []
 
         def work(
-            batch: list[Rollout] = batch,
+            layout: Layout = layout,
             scales: list[float] = scales,
-            ids: Tensor = ids,
             piece: list[int] = piece,
             again: list[nn.Module] = again,
         ) -> None:
-            watching = nullcontext() if tangents is None else tangents.during(piece, scales, ids.shape[1], again)
-            with recomputing(again), watching:
+            watching = nullcontext() if tangents is None else tangents.during(piece, scales, layout, again)
+            watch = None if tangents is None else tangents.at_prompt
+            with recomputing(again), watching, behind_one_prompt(model, layout, watch):
                 with torch.enable_grad():
-                    hidden = _hidden(model, ids, tangents)
-                upstream, own, along = _head(model, hidden.detach(), batch, scales, names, tangents)
+                    hidden = model.states(**layout.inputs)
+                upstream, own, along = _head(model, hidden.detach(), layout, scales, names, tangents, take is not None)
                 for name, gradient in own.items():
                     if name in by_name:
                         waiting[name] = gradient
@@ -134,17 +142,37 @@ def policy_gradient(
                 deliver(name, waiting.pop(name).clone())
             pooled[piece], products[piece] = upstream[1], along
 
-        with _aliases(model.decoder, names, deliver) as (aliases, by_name):
+        with _aliases(model.decoder, names if take is not None else {}, deliver) as (aliases, by_name):
             functional_call(_Within(model.decoder, work), aliases, (), tie_weights=False)
     for name in list(pending):
+        assert take is not None
         take(name, pending.pop(name))
     return Signals(pooled, products)
 
 
-def _passes(lengths: Sequence[int], batch_tokens: int, recompute: bool) -> list[tuple[list[int], bool]]:
+def _layout(model: LanguageModel, rollouts: list[Rollout], shared: bool, tangents: Tangents | None) -> Layout:
+    if shared:
+        return Shared(rollouts, model.device, dimensions(model.decoder))
+    return Padded(rollouts, model.device, positions=tangents is not None and tangents.how == "positions")
+
+
+def _cost(rollouts: Sequence[Rollout], shared: bool) -> int:
+    """Tokens whose activations a pass over these rollouts would keep."""
+    padded = len(rollouts) * max(len(rollout.input_ids) for rollout in rollouts)
+    if not shared:
+        return padded
+    prompt = rollouts[0].start
+    return prompt + sum(len(rollout.input_ids) - prompt for rollout in rollouts) + padded // ATTENDED
+
+
+def _passes(
+    rollouts: Sequence[Rollout], batch_tokens: int, recompute: bool, shared: bool
+) -> list[tuple[list[int], bool]]:
     """The rollouts (by index) of each forward and backward, and whether its blocks keep their inputs alone."""
-    pieces = bucket(lengths, batch_tokens * (RECOMPUTED if recompute else 1))
-    return [(piece, recompute and len(piece) * lengths[piece[0]] > batch_tokens) for piece in pieces]
+    lengths, most = [len(rollout.input_ids) for rollout in rollouts], batch_tokens * (RECOMPUTED if recompute else 1)
+    pieces = [list(range(len(rollouts)))] if shared and _cost(rollouts, shared) <= most else bucket(lengths, most)
+    passes = [(piece, _cost([rollouts[index] for index in piece], shared)) for piece in pieces]
+    return [(piece, recompute and cost > batch_tokens) for piece, cost in passes]
 
 
 def within(budget: TokenBudget, model: LanguageModel, rollouts: Sequence[Rollout], work: Callable[..., T]) -> T:
@@ -163,18 +191,22 @@ def within(budget: TokenBudget, model: LanguageModel, rollouts: Sequence[Rollout
             else:
                 budget.fits()
             return done[0]
-        tokens = _less(lengths, tokens, recompute)
+        tokens = _less(rollouts, tokens, recompute)
     raise RowError(
         "out of memory", f"{len(lengths):,} rollouts of up to {max(lengths):,} tokens, each in a pass of its own"
     )
 
 
-def _less(lengths: Sequence[int], batch_tokens: int, recompute: bool) -> int | None:
+def _less(rollouts: Sequence[Rollout], batch_tokens: int, recompute: bool) -> int | None:
     """The number of tokens, by halves, that makes other passes of these rollouts; None where none does."""
-    passes = _passes(lengths, batch_tokens, recompute)
+
+    def passes(tokens: int) -> list[Any]:
+        return [_passes(rollouts, tokens, recompute, shared) for shared in (False, one_prompt(rollouts))]
+
+    before = passes(batch_tokens)
     while batch_tokens > 1:
         batch_tokens //= 2
-        if _passes(lengths, batch_tokens, recompute) != passes:
+        if passes(batch_tokens) != before:
             return batch_tokens
     return None
 
@@ -239,50 +271,45 @@ def _aliases(
             handle.remove()
 
 
-def _hidden(model: LanguageModel, ids: Tensor, tangents: Tangents | None) -> Tensor:
-    """[B, T, d] head inputs with their graph."""
-    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    if tangents is not None and tangents.positions:  # one row of positions for all could not be told apart
-        inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    return model.states(**inputs)
-
-
 def _head(
     model: LanguageModel,
     hidden: Tensor,
-    batch: Sequence[Rollout],
+    layout: Layout,
     scales: Sequence[float],
     names: Mapping[int, str],
     tangents: Tangents | None,
+    grows: bool,
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor], Tensor]:
-    """(gradient at the head's input [B, T, d], pooled signals [B, d]), the head's own gradients, and its products."""
-    places = [(row, t) for row, rollout in enumerate(batch) for t in range(rollout.start, len(rollout.input_ids))]
-    rows = torch.tensor([row for row, _ in places], device=hidden.device)
-    before = torch.tensor([t - 1 for _, t in places], device=hidden.device)
-    labels = torch.tensor([batch[row].input_ids[t] for row, t in places], device=hidden.device)
-    lengths = torch.bincount(rows, minlength=len(batch)).double()
+    """(gradient at the head's input, as `hidden`, and pooled signals [K, d]), the head's own gradients (if
+    `grows`), its products."""
+    count, place = len(layout.rollouts), hidden.device
+    rows, before, labels = (item.to(place) for item in (layout.rows, layout.before, layout.labels))
+    lengths = torch.bincount(rows, minlength=count).double().cpu()
     own = {kind: names.get(id(p)) for kind, p in head_parameters(model).items()}
-    shares = torch.tensor(scales, dtype=torch.float64, device="cpu") / lengths.cpu()
-    weights = shares.to(device=hidden.device, dtype=model.head.accumulate)[rows]
+    shares = torch.tensor(scales, dtype=torch.float64, device="cpu") / lengths
+    weights = shares.to(device=place, dtype=model.head.accumulate)[rows]
     direction = (None, None) if tangents is None else tangents.of_head(own)
-    wanted = weights.neg() if any(own.values()) else None  # of log-probabilities, not of losses
-    done = head_pass(model.head, hidden[rows, before], labels, wanted, direction, byte_budget(hidden.device))
+    wanted = weights.neg() if grows and any(own.values()) else None  # of log-probabilities, not of losses
+    done = head_pass(model.head, hidden.flatten(0, 1)[before], labels, wanted, direction, byte_budget(place))
     bad = (~torch.isfinite(done.losses)).nonzero()
     if len(bad):
-        t = places[int(bad[0])][1]
+        t = layout.positions[int(bad[0])]
         raise RowError("not finite", f"the model's logits for token {t} give a loss that is NaN or infinite")
-    upstream = torch.zeros_like(hidden)
-    upstream[rows, before] = (done.signals * weights.neg()[:, None]).to(hidden)
-    pooled = torch.zeros(len(batch), hidden.shape[2], dtype=done.signals.dtype, device=hidden.device)
+    upstream = torch.zeros(hidden.shape[0] * hidden.shape[1], hidden.shape[2], dtype=done.signals.dtype, device=place)
+    upstream.index_add_(0, before, done.signals * weights.neg()[:, None])
+    pooled = torch.zeros(count, hidden.shape[2], dtype=done.signals.dtype, device=place)
     pooled.index_add_(0, rows, done.signals)
-    products = torch.zeros(len(batch), dtype=torch.float64)
+    products = torch.zeros(count, dtype=torch.float64)
     if done.products is not None:
         products.index_add_(0, rows.cpu(), -done.products.double().cpu())
-        products /= lengths.cpu()
+    if tangents is not None and isinstance(layout, Shared):
+        first = before == layout.prompt - 1
+        products.index_add_(0, rows[first].cpu(), -tangents.at_end_of_prompt(done.signals[first]).double().cpu())
     grown = {"weight": done.weight, "bias": done.bias}
     gradients = {name: grown[kind] for kind, name in own.items() if name is not None}
     kept = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-    return (upstream, -(pooled.cpu().double() / lengths.cpu()[:, None])), kept, products
+    signals = (upstream.view(hidden.shape).to(hidden), -(pooled.cpu().double() / lengths[:, None]))
+    return signals, kept, products / lengths
 
 
 def head_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:

@@ -8,6 +8,10 @@ embeddings) and one forward-mode step for all others (norms, experts). Attention
 Exact, at the cost of about one more product per linear layer; in half precision the direction is rounded to the
 parameters' dtype, and products and their spread are as exact as that (on tiny bfloat16 models up to 8 % off).
 
+Behind one prompt (`gradients.shared`) this holds for the responses' own tokens. What goes through the prompt is read
+off where it ends, at the keys and values that the responses see and at its last hidden state, whose derivatives along
+the direction are the same for all rollouts.
+
 Whether a model can be taken apart like this (each parameter belongs to a module that is called, rows do not share an
 output) is found out by comparing both ways on a few tokens, see `inner.route`; and on every problem the weighted sum
 of the products is compared with the whole gradient's, which shows a part that is missing, though not one that went to
@@ -27,7 +31,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from hf_curate.gradients.layout import Layout, Shared
 from hf_curate.gradients.parameters import is_linear
+from hf_curate.gradients.shared import PromptTangents
 
 if TYPE_CHECKING:
     from hf_curate.models import LanguageModel
@@ -45,7 +51,9 @@ class Tangents:
         parameters: name -> parameter.
         direction: name -> tensor of the parameter's shape, on its device.
         rollouts: K.
-        positions: pass position ids row by row, for models whose position embeddings are one row for all.
+        how: "shared" (behind one prompt), "together", or "positions" (together, with position ids row by row, for
+            models whose position embeddings are one row for all).
+        alone: no parameter takes a gradient in these passes, and the graph begins at the outputs that are watched.
     """
 
     def __init__(
@@ -54,15 +62,18 @@ class Tangents:
         parameters: Mapping[str, nn.Parameter],
         direction: Mapping[str, Tensor],
         rollouts: int,
-        positions: bool = False,
+        how: str = "together",
+        alone: bool = False,
     ) -> None:
         names = {id(parameter): name for name, parameter in parameters.items()}
-        self.direction = direction
-        self.positions = positions
+        self.direction, self.how, self._alone = direction, how, alone
+        self._prompt: PromptTangents | None = None  # of the first pass; the others have the same prompt
+        self._prompt_scale = 1.0
         self._found: dict[torch.device, Tensor] = {}  # [2, K] on each device: the sums wait there, not the device
         self._rollouts = rollouts
         self._model = model
         self._owners = _owners(model.decoder, names)
+        self._busy = False
 
     @property
     def products(self) -> Tensor:
@@ -82,17 +93,19 @@ class Tangents:
 
     @contextmanager
     def during(
-        self, piece: Sequence[int], scales: Sequence[float], tokens: int, again: Sequence[nn.Module] = ()
+        self, piece: Sequence[int], scales: Sequence[float], layout: Layout, again: Sequence[nn.Module] = ()
     ) -> Iterator[None]:
-        """Around one forward and backward over the rollouts `piece`, padded to so many tokens, whose losses are
+        """Around one forward and backward over the rollouts `piece`, which lie as `layout` says and whose losses are
         weighted with `scales`. again: blocks that the backward runs a second time, whose inputs are not kept."""
-        self._piece, self._scales, self._tokens = list(piece), list(scales), tokens
+        self._piece, self._scales, self._layout = list(piece), list(scales), layout
+        if isinstance(layout, Shared) and self._prompt is None:
+            self._prompt = self._of_prompt(layout.inputs["input_ids"][0, : layout.prompt])
         self._twice = {module for block in again for module in block.modules()}
         self._called: dict[nn.Module, int] = dict.fromkeys(self._owners, 0)
         self._to_come: dict[nn.Module, int] = {}  # outputs whose gradient has not arrived
         self._inputs: dict[nn.Module, _Call] = {}  # of blocks that run again, until all have arrived
         self._upstream: dict[nn.Module, list[tuple[int, Tensor]]] = {}
-        self._backward = self._busy = False
+        self._backward = False
         handles = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._owners]
         handles += [module.register_forward_hook(self._leave, with_kwargs=True) for module in self._owners]
         try:
@@ -121,12 +134,18 @@ class Tangents:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """In the forward: watch what will arrive at the outputs."""
-        if self._busy or self._backward:
+        if self._busy:
+            return None
+        outputs = list(output) if isinstance(output, (tuple, list)) else [output]
+        if self._alone:  # in the second run of a block too, whose graph has to be the first one's
+            for item in outputs:
+                if isinstance(item, Tensor) and item.is_floating_point() and not item.requires_grad:
+                    item.requires_grad_()
+        if self._backward:
             return None
         self._called[module] += 1
         if module in self._twice and self._called[module] > 1:
             raise NotSeparableError(f"{type(module).__name__} is called more than once")
-        outputs = list(output) if isinstance(output, (tuple, list)) else [output]
         live = [index for index, item in enumerate(outputs) if isinstance(item, Tensor) and item.requires_grad]
         if not live:
             raise NotSeparableError(f"the output of {type(module).__name__} is not a tensor with a gradient")
@@ -136,7 +155,7 @@ class Tangents:
             # gradient alone
             item = outputs[index] if len(live) == 1 else outputs[index].view_as(outputs[index])
             outputs[index] = item
-            if not self._by_row(item):
+            if not self._layout.holds(item.shape):
                 raise NotSeparableError(f"{type(module).__name__} gives one output for all rows: {tuple(item.shape)}")
 
             def arrive(upstream: Tensor, index: int = index) -> None:
@@ -158,26 +177,51 @@ class Tangents:
         if not self._to_come[module]:
             del self._inputs[module]
 
-    def _by_row(self, item: Tensor) -> bool:
-        """Whether an output has the rows of the batch in front, with their tokens beside or within them."""
-        rows = len(self._piece)
-        if item.dim() >= 3 and item.shape[0] == rows:
-            return self._tokens in item.shape[1:]
-        return item.dim() >= 1 and item.shape[0] == rows * self._tokens
-
     def _contract(self, module: nn.Module, call: _Call, index: int, upstream: Tensor) -> None:
-        self._busy = True
-        try:
-            with self._model.computing():
-                tangent, scale = self._tangent(module, call, index)
-        finally:
-            self._busy = False
+        with self._quiet(), self._model.computing():
+            tangent, scale = self._tangent(module, call, index)
         wide = torch.float64 if upstream.dtype == torch.float64 else torch.float32
-        parts = (upstream.to(wide) * tangent.to(wide)).reshape(len(self._piece), -1)
-        total = self._on(upstream.device)
-        found = parts.sum(dim=1).to(total) / (total.new_tensor(self._scales) * scale)
+        self._add(self._layout.by_rollout(upstream.to(wide) * tangent.to(wide)), scale)
+
+    def _add(self, parts: Tensor, scale: float) -> None:
+        """[rollouts of the pass] what is added to each one's product, times its weight and `scale`."""
+        total = self._on(parts.device)
+        found = parts.to(total) / (total.new_tensor(self._scales) * scale)
         total[0, self._piece] += found
         total[1, self._piece] += found.abs()
+
+    # -- through the prompt -------------------------------------------------------------------------------------------
+
+    def at_prompt(self, module: nn.Module, kind: str, gradient: Tensor) -> None:
+        """Adds what goes through the prompt's keys or values of one attention, see `shared.Watch`."""
+        assert self._prompt is not None
+        self._add(self._prompt.products(module, kind, gradient), self._prompt_scale)
+
+    def at_end_of_prompt(self, signals: Tensor) -> Tensor:
+        """[n, d] signals at the prompt's last hidden state -> [n] their products with its derivative."""
+        assert self._prompt is not None
+        return (signals @ self._prompt.last.to(signals)) / self._prompt_scale
+
+    def _of_prompt(self, ids: Tensor) -> PromptTangents:
+        held = {
+            f"{place}.{local}" if place else local: (_own(module, local), self.direction[name])
+            for place, module in self._model.decoder.named_modules()
+            for local, name in self._owners.get(module, {}).items()
+        }
+        narrow = torch.float16 in {self._model.autocast, *(p.dtype for p, _ in held.values())}
+        scale = _near_one(tensor for _, tensor in held.values()) if narrow else 1.0
+        self._prompt_scale = scale
+        along = {name: (p, (v * scale if scale != 1.0 else v).to(p)) for name, (p, v) in held.items()}
+        return PromptTangents(self._model, ids, along)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Our own hooks look away."""
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
 
     def of_head(self, own: Mapping[str, str | None]) -> tuple[Tensor | None, Tensor | None]:
         """The direction of the head's weight and bias, None where they are not among the parameters."""
@@ -245,3 +289,10 @@ def _owners(decoder: nn.Module, names: Mapping[int, str]) -> dict[nn.Module, dic
         if own:
             owners[module] = own
     return owners
+
+
+def _own(module: nn.Module, name: str) -> Tensor:
+    """A parameter, or what stands in its place now."""
+    found = module._parameters[name]
+    assert found is not None
+    return found

@@ -210,24 +210,24 @@ class GradAlignScorer(DirectedScorer):
             self.fit(self.validation)
         return super().need_fit()
 
-    def measure(self, group: Group, rank: int | None = None) -> dict[str, float] | None:
+    def measure(self, group: Group, rank: int | None = None, *, cosine: bool = True) -> dict[str, float] | None:
         """All statistics of one problem and the standard error of its inner product; None where it has no signal.
 
-        What `statistics` gives, with the inner product over the whole gradient as "dot", and "cosine". Raises
-        RowError.
+        What `statistics` gives, with the inner product over the whole gradient as "dot", and "cosine" unless it is not
+        wanted: the others need no norm, and so no gradient of a parameter. Raises RowError.
         """
         if not has_signal(group.rewards):
             return None
-        found, norm = self.products(group, rank, per_rollout=True)
+        found, norm = self.products(group, rank, per_rollout=True, norm=cosine)
         if found.cancels:
             return None
         assert found.per_rollout is not None
         assert found.dot is not None
-        known = statistics(group.rewards, found.per_rollout)
-        return {**known, "dot": found.dot, "cosine": found.dot / (found.squared_norm**0.5 * norm)}
+        known = {**statistics(group.rewards, found.per_rollout), "dot": found.dot}
+        return {**known, "cosine": found.dot / (found.squared_norm**0.5 * norm)} if cosine else known
 
     def score_group(self, group: Group, rank: int | None) -> dict[str, Any]:
-        known = self.measure(group, rank)
+        known = self.measure(group, rank, cosine=self.statistic == "cosine")
         if known is None:
             few = len(group.rewards) < SPREAD_NEEDS
             return {"gradalign_score": np.float32(0.0), "gradalign_stderr": None if few else np.float32(0.0)}

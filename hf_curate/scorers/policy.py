@@ -601,19 +601,21 @@ class DirectedScorer(PolicyScorer):
             raise ScoreError(f"{type(self).__name__} is not fitted: scorer.fit(dataset) before dataset.map(scorer).")
         return self.fitted
 
-    def products(self, group: Group, rank: int | None, per_rollout: bool = False) -> tuple[Products, float]:
-        """Inner products of a problem's gradient with the direction, and the direction's norm."""
+    def products(
+        self, group: Group, rank: int | None, per_rollout: bool = False, norm: bool = True
+    ) -> tuple[Products, float]:
+        """Inner products of a problem's gradient with the direction, and the direction's norm; see
+        `policy_products`."""
         from hf_curate.gradients.inner import policy_products
         from hf_curate.gradients.policy import within
 
         model = self.load(rank)
-        tensors, norm = self.direction(model)
+        tensors, length = self.direction(model)
         weights = advantages(group.rewards).tolist()
-        work = partial(
-            policy_products, model, group.rollouts, weights, self.chosen(model), tensors, per_rollout=per_rollout
-        )
+        wanted = {"per_rollout": per_rollout, "norm": norm}
+        work = partial(policy_products, model, group.rollouts, weights, self.chosen(model), tensors, **wanted)
         with evaluating(model.model):
-            return within(self.token_budget(model), model, group.rollouts, work), norm
+            return within(self.token_budget(model), model, group.rollouts, work), length
 
     # -- pickles ------------------------------------------------------------------------------------------------------
 

@@ -218,3 +218,20 @@ def test_the_version_of_a_parameter_grows_when_it_is_changed_in_place_and_not_wh
 def test_integers_of_a_seeded_generator_are_the_same_everywhere() -> None:
     drawn = torch.randint(0, 2, (12,), generator=torch.Generator().manual_seed(7), dtype=torch.int8)
     assert drawn.tolist() == [1, 0, 1, 0, 1, 1, 1, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_plain_kernel_of_attention_has_a_derivative_in_forward_mode(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(1, 2, 5, 4, generator=generator, dtype=torch.float64) for _ in range(6)]
+    mask = torch.full((5, 5), float("-inf"), dtype=torch.float64).triu(1) if masked else None
+
+    def attend(*given: torch.Tensor) -> torch.Tensor:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=mask)
+
+    with torch.no_grad(), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(attend(*map(forward_ad.make_dual, values[:3], values[3:]))).tangent
+    step = 1e-6
+    ahead, behind = (attend(*(v + s * step * t for v, t in zip(values[:3], values[3:], strict=True))) for s in (1, -1))
+    torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), atol=1e-8, rtol=1e-6)

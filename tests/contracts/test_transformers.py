@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import CHAT, byte_level, saved, tiny, unigram
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 KINDS = ["Qwen3", "Llama", "Gemma2", "GPT2", "Mistral"]
 
@@ -97,3 +97,28 @@ def test_remote_code_is_refused_where_it_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
     with pytest.raises(ValueError, match="trust_remote_code"):
         AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attention_of_another_name_is_given_no_mask_and_every_head(kind: str) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+        seen.append({"mask": attention_mask, "config": module.config, "shapes": (query.shape, key.shape, value.shape)})
+        return query.transpose(1, 2), None  # [B, T, H, D]
+
+    AttentionInterface.register("hf_curate_test", attend)
+    decoder = tiny(kind, 40).get_decoder()
+    usual, decoder.config._attn_implementation = decoder.config._attn_implementation, "hf_curate_test"
+    with torch.no_grad():
+        decoder(
+            input_ids=torch.tensor([[3, 1, 4, 1, 5]]), position_ids=torch.tensor([[0, 1, 2, 1, 2]]), use_cache=False
+        )
+    assert usual in ("sdpa", "eager")
+    assert len(seen) == decoder.config.num_hidden_layers
+    for one in seen:
+        assert one["mask"] is None
+        assert one["config"] is decoder.config
+        query, key, value = one["shapes"]
+        assert query[0] == key[0] == 1
+        assert query[2] == key[2] == value[2] == 5

@@ -209,7 +209,7 @@ def again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("batch_tokens", "passes"), [(20, 1), (3, 2)], ids=["blocks run again", "several passes"])
+@pytest.mark.parametrize(("batch_tokens", "passes"), [(20, 1), (2, 2)], ids=["blocks run again", "several passes"])
 @pytest.mark.parametrize("name", ZOO)
 def test_a_group_of_more_tokens_than_are_kept_has_the_same_products(
     name: str, batch_tokens: int, passes: int, dtype: torch.dtype, again: list[int]

@@ -202,9 +202,10 @@ def test_the_forwards_that_a_group_is_split_into_change_nothing(
     with forwards(split) as seen:
         split(row)
     handle.remove()
-    # three different responses of 42 tokens with their prompt; more than 16 times `tokens` are not in one pass
-    assert len(seen) == passes
-    assert len(blocks) == passes * (2 if again else 1), "a block runs again where it kept its input alone"
+    # three different responses of 42 tokens with a prompt each; more than 16 times `tokens` are not in one pass. One
+    # more forward is over the prompt alone, for what all responses see of it
+    assert len(seen) == passes + 1
+    assert len(blocks) == passes * (2 if again else 1) + 1, "a block runs again where it kept its input alone"
     assert_same(by_row(split(pool()[:])), alone)
 
 
@@ -468,12 +469,14 @@ def test_a_live_model_that_was_trained_since_the_fit_is_refused_until_it_is_fitt
     assert made.fit(trusted())(row) == fresh(row)
 
 
-def test_all_that_is_measured_of_a_problem_comes_from_one_pass(scorer: GradAlignScorer) -> None:
+def test_all_that_is_measured_of_a_problem_comes_from_one_pass_and_one_over_the_prompt(
+    scorer: GradAlignScorer,
+) -> None:
     row = pool()[0]
     group = scorer.reader.read(row)
     with forwards(scorer) as seen:
         known = scorer.measure(group)  # type: ignore[arg-type]
-    assert len(seen) == 1
+    assert len(seen) == 2
     assert known is not None
     assert set(known) == {*STATISTICS, "stderr"}
     assert np.float32(known["cosine"]) == scorer(row)["gradalign_score"]

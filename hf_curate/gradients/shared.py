@@ -1,0 +1,251 @@
+"""Many responses behind one prompt in one forward and backward: the prompt's tokens are computed once.
+
+Everything in a decoder looks at one token at a time, but for attention. While this lasts the model's attention is
+replaced: the prompt attends to itself, and each response to the prompt and to itself, by the very function that the
+model has otherwise. So a problem of K rollouts costs P + R_1 + ... + R_K tokens in place of K (P + R), and none is
+padding.
+
+What a rollout adds to a product with a direction through the prompt is its gradient at the prompt's keys and values
+times their derivative along the direction, which is the same for all rollouts: one forward-mode pass over the prompt
+(`PromptTangents`).
+
+Covered: models whose attention is transformers' "sdpa" or "eager" interface, with grouped heads, sliding windows, soft
+caps, sinks, rotary or learned positions. Whether a model is one (no state that runs along the row, no positions of
+its own) is found out by comparing the hidden states of a few tokens in both layouts, once (`shares_prompts`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from hf_curate.batches import Rollout
+from hf_curate.errors import RowError
+from hf_curate.gradients.layout import Padded, Shared
+from hf_curate.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from hf_curate.models import LanguageModel
+
+logger = logging.getLogger("hf_curate")
+
+NAME = "hf_curate_shared_prompt"
+KNOWN = ("sdpa", "eager")
+SAME = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Hidden states of both layouts may differ by this, relative to their size."""
+
+Watch = Callable[[nn.Module, str, Tensor], None]
+"""Told the gradient [K, H, P, D] at an attention's keys or values ("key", "value") of the prompt, for each rollout."""
+
+
+class _Attention:
+    """What the model's attention is replaced by during one pass."""
+
+    def __init__(self, layout: Shared, usual: str, watch: Watch | None) -> None:
+        self._layout, self._usual, self._watch = layout, usual, watch
+        self._masks: dict[Any, Tensor] = {}
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> tuple[Tensor, None]:
+        layout, prompt = self._layout, self._layout.prompt
+        attend = _usual(module, self._usual)
+        window = options.get("sliding_window")
+        first = [item[:, :, :prompt] for item in (query, key, value)]
+        mask = None if self._usual == "sdpa" and _wide(window, prompt) else self._mask(query, 0, window)
+        told, _ = attend(module, *first, mask, **options)
+        rows = len(layout.rollouts)
+        behind = {"key": first[1].expand(rows, -1, -1, -1), "value": first[2].expand(rows, -1, -1, -1)}
+        if self._watch is not None:
+            for kind, item in behind.items():
+                if item.requires_grad:
+                    item.register_hook(lambda gradient, kind=kind: self._watch(module, kind, gradient))  # type: ignore[misc]
+        keys = torch.cat([behind["key"], self._own(key)], dim=2)
+        values = torch.cat([behind["value"], self._own(value)], dim=2)
+        answered, _ = attend(module, self._own(query), keys, values, self._mask(query, prompt, window), **options)
+        parts = [told[0], answered.flatten(0, 1)[layout.back]]
+        if layout.spare:
+            parts.append(told.new_zeros(layout.spare, *told.shape[2:]))
+        return torch.cat(parts)[None], None
+
+    def _own(self, item: Tensor) -> Tensor:
+        """[1, H, L, D] -> [K, H, R, D] of the responses."""
+        own = self._layout.own
+        return item[0][:, own.flatten()].unflatten(1, own.shape).transpose(0, 1)
+
+    def _mask(self, query: Tensor, prompt: int, window: int | None) -> Tensor:
+        """Of the prompt with itself, or of the responses (prompt > 0) with the prompt and themselves."""
+        kind = (prompt, window, query.dtype)
+        if kind not in self._masks:
+            stop = self._layout.prompt + (self._layout.own.shape[1] if prompt else 0)
+            at, seen = (
+                torch.arange(prompt, stop, device=query.device)[:, None],
+                torch.arange(stop, device=query.device),
+            )
+            sees = (seen <= at) if window is None else (seen <= at) & (seen > at - window)
+            if self._usual == "eager":
+                sees = torch.zeros_like(sees, dtype=query.dtype).masked_fill_(~sees, torch.finfo(query.dtype).min)
+            self._masks[kind] = sees[None, None]
+        return self._masks[kind]
+
+
+class _OfPrompt:
+    """Attention of the prompt alone, in forward mode: keeps the derivatives of its keys and values."""
+
+    def __init__(self, usual: str) -> None:
+        self._usual = usual
+        self.found: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> tuple[Tensor, None]:
+        self.found[module] = {"key": _tangent(key), "value": _tangent(value)}
+        window, tokens = options.get("sliding_window"), query.shape[2]
+        at = torch.arange(tokens, device=query.device)
+        sees = at <= at[:, None] if window is None else (at <= at[:, None]) & (at > at[:, None] - window)
+        mask = torch.zeros(sees.shape, dtype=query.dtype, device=query.device)
+        mask.masked_fill_(~sees, torch.finfo(query.dtype).min)
+        # the one of its kernels that has a derivative in forward mode
+        only = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+        with only if self._usual == "sdpa" else nullcontext():
+            told, _ = _usual(module, self._usual)(module, query, key, value, mask[None, None], **options)
+        return told, None
+
+
+def _tangent(item: Tensor) -> Tensor:
+    found = forward_ad.unpack_dual(item).tangent
+    return torch.zeros_like(item) if found is None else found.clone()
+
+
+def _wide(window: int | None, tokens: int) -> bool:
+    return window is None or window >= tokens
+
+
+def _usual(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The attention function that the module has otherwise."""
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+_ACTIVE: dict[int, _Attention | _OfPrompt] = {}
+"""By the id of the config that a decoder's attention modules hold; the backward of another thread finds it too."""
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    return _ACTIVE[id(module.config)](module, query, key, value, **options)
+
+
+@contextmanager
+def _replaced(decoder: nn.Module, attention: _Attention | _OfPrompt) -> Iterator[None]:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+    config: Any = decoder.config
+    before = config._attn_implementation
+    config._attn_implementation, _ACTIVE[id(config)] = NAME, attention
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        del _ACTIVE[id(config)]
+
+
+@contextmanager
+def behind_one_prompt(model: LanguageModel, layout: Padded | Shared, watch: Watch | None = None) -> Iterator[None]:
+    """Around the forward and backward over a `Shared` row; does nothing for padded ones."""
+    if isinstance(layout, Padded):
+        yield
+        return
+    with _replaced(model.decoder, _Attention(layout, model.decoder.config._attn_implementation, watch)):  # type: ignore[union-attr]
+        yield
+
+
+class PromptTangents:
+    """Derivatives along a direction of what the responses see of their prompt, from one pass in forward mode.
+
+    Args:
+        model: the loaded model.
+        prompt: its token ids.
+        along: name of a decoder's parameter -> (parameter, tangent in its dtype); others stay as they are.
+    """
+
+    def __init__(self, model: LanguageModel, prompt: Tensor, along: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        attention = _OfPrompt(model.decoder.config._attn_implementation)  # type: ignore[union-attr]
+        inputs = {"input_ids": prompt[None], "position_ids": torch.arange(len(prompt), device=prompt.device)[None]}
+        with torch.no_grad(), forward_ad.dual_level(), _replaced(model.decoder, attention), model.computing():
+            moved = {name: forward_ad.make_dual(p.detach(), tangent) for name, (p, tangent) in along.items()}
+            out = functional_call(model.decoder, moved, (), {**inputs, "use_cache": False}, tie_weights=False)
+            self.last = _tangent(out.last_hidden_state[0, -1])
+        self._found = attention.found
+
+    def products(self, module: nn.Module, kind: str, gradient: Tensor) -> Tensor:
+        """[K, H, P, D] gradients at the prompt's keys or values -> what each rollout adds to its product."""
+        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        tangent = self._found[module][kind].to(wide)
+        return (gradient.to(wide) * tangent).reshape(len(gradient), -1).sum(dim=1)
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def shares_prompts(model: LanguageModel) -> bool:
+    """Whether this model reads `Shared` rows as it reads `Padded` ones; found out once, on a few tokens."""
+    if getattr(getattr(model.decoder, "config", None), "_attn_implementation", None) not in KNOWN:
+        return False  # a live model's attention may be set anew
+    if model.decoder not in _KNOWN:
+        _KNOWN[model.decoder] = _compared(model)
+    return _KNOWN[model.decoder]
+
+
+def share_no_more(model: LanguageModel, why: object) -> None:
+    """Padded rows from here on, for this model."""
+    logger.info("each rollout with a prompt of its own from here on: %s", why)
+    _KNOWN[model.decoder] = False
+
+
+def _compared(model: LanguageModel) -> bool:
+    config: Any = model.decoder.config
+    if config.sub_configs or getattr(config, "attention_chunk_size", None):
+        return False
+    known = min(model.head.vocabulary, 64)
+    prompt = [(7 * i + 3) % known for i in range(4)]
+    ends = [[(5 * i + 11 * k + 1) % known for i in range(n)] for k, n in enumerate((3, 5, 1))]
+    rollouts = [Rollout([*prompt, *end], len(prompt)) for end in ends]
+    found = []
+    try:
+        for layout in (Padded(rollouts, model.device), Shared(rollouts, model.device)):
+            with torch.no_grad(), behind_one_prompt(model, layout):
+                found.append(model.states(**layout.inputs).flatten(0, 1)[layout.before.to(model.head.weight.device)])
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, RowError) as error:
+        # whatever a model's own modules raise that do not know positions, or are given other shapes
+        if is_out_of_memory(error):
+            raise
+        logger.debug("a shared prompt: %s", error)
+        return False
+    apart, together = (item.double() if item.device.type != "mps" else item for item in found)
+    return bool((apart - together).norm() <= SAME[model.head.weight.dtype] * apart.norm())
+
+
+_DIMENSIONS: WeakKeyDictionary[nn.Module, frozenset[int]] = WeakKeyDictionary()
+
+
+def dimensions(decoder: nn.Module) -> frozenset[int]:
+    """Lengths that something in the decoder has besides its tokens."""
+    if decoder not in _DIMENSIONS:
+        counts = {value for value in vars(decoder.config).values() if type(value) is int}
+        _DIMENSIONS[decoder] = frozenset(counts | {size for p in decoder.parameters() for size in p.shape})
+    return _DIMENSIONS[decoder]
