@@ -170,7 +170,8 @@ def _passes(
 ) -> list[tuple[list[int], bool]]:
     """The rollouts (by index) of each forward and backward, and whether its blocks keep their inputs alone."""
     lengths, most = [len(rollout.input_ids) for rollout in rollouts], batch_tokens * (RECOMPUTED if recompute else 1)
-    pieces = [list(range(len(rollouts)))] if shared and _cost(rollouts, shared) <= most else bucket(lengths, most)
+    # one pass, however much of it is padding: the gradient of several is whole in memory
+    pieces = [list(range(len(rollouts)))] if _cost(rollouts, shared) <= most else bucket(lengths, most)
     passes = [(piece, _cost([rollouts[index] for index in piece], shared)) for piece in pieces]
     return [(piece, recompute and cost > batch_tokens) for piece, cost in passes]
 
