@@ -84,7 +84,7 @@ class _Attention:
 
     def _mask(self, query: Tensor, prompt: int, window: int | None) -> Tensor:
         """Of the prompt with itself, or of the responses (prompt > 0) with the prompt and themselves."""
-        kind = (prompt, window, query.dtype)
+        kind = (prompt, window, query.dtype, query.device)
         if kind not in self._masks:
             stop = self._layout.prompt + (self._layout.own.shape[1] if prompt else 0)
             at, seen = (
