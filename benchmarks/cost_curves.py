@@ -23,7 +23,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset
 from pool import batch_of, make_model, make_rows
 from side_by_side import RESULTS, hardware, in_turn, show, write
 
@@ -33,7 +32,13 @@ from hf_curate.demo import MODEL, load_traces
 from hf_curate.gradients.segments import segment_grams
 
 PICTURE = Path(__file__).parents[1] / "docs" / "cost_curves.png"
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
 
 
 def whole_run(scorer: Any, rows: int, **options: Any) -> Callable[[], None]:

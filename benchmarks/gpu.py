@@ -16,6 +16,7 @@ to 4,000 tokens) with 8 to 20 steps:
 Writes results/gpu_<name of the GPU>.json. --tiny takes tiny models; it is how the tests run it on a CPU.
 """
 
+# ruff: noqa: E402 - a checkout need not be installed
 from __future__ import annotations
 
 import argparse
@@ -31,7 +32,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import torch
 from grace_over_forward import PROXIES, chosen, plain_loss
 from pool import SHAPES, Batches, batch_of, make_lengths, make_model, make_rows
-from side_by_side import RESULTS, Ratio, check_same, in_turn, show, write
+from side_by_side import RESULTS, check_same, in_turn, show, write
 
 from hf_curate.batches import Rollout, bucket
 from hf_curate.gradients.inner import policy_products
@@ -122,7 +123,7 @@ def hidden_states(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     return model.hidden(ids)
 
 
-def grace(device: Device, shape: str, rate: float, rounds: int) -> tuple[dict[str, Any], list[tuple[object, ...]]]:
+def grace(device: Device, shape: str, rate: float, rounds: int) -> tuple[dict[str, Any], list[Any]]:
     model = device.model(shape)
     budget, vocabulary = byte_budget(model.device), model.head.vocabulary
     batches = device.batches(*((400, 200) if device.tiny else (131_072, 32_768)), vocabulary)
@@ -167,7 +168,7 @@ def grace(device: Device, shape: str, rate: float, rounds: int) -> tuple[dict[st
     return result, lines
 
 
-def policy(device: Device, rounds: int) -> tuple[dict[str, Any], list[tuple[object, ...]]]:
+def policy(device: Device, rounds: int) -> tuple[dict[str, Any], list[Any]]:
     """Products of 16 rollouts of one problem, half of their tokens in the prompt; all linear layers of 0.6B."""
     model = device.model("Qwen3-0.6B")
     half, count = (8, 4) if device.tiny else (256, 16)
@@ -206,7 +207,7 @@ def policy(device: Device, rounds: int) -> tuple[dict[str, Any], list[tuple[obje
     return taken.record("forward and backward"), lines
 
 
-def sampling(device: Device, rounds: int) -> tuple[dict[str, Any], list[tuple[object, ...]]]:
+def sampling(device: Device, rounds: int) -> tuple[dict[str, Any], list[Any]]:
     """Rollouts of 0.6B beside generate and, on a GPU, continuous batching; a share of the vocabulary ends a
     response."""
     from rollouts_over_generate import compare, lines_of
@@ -246,7 +247,7 @@ def parts(residual: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 @torch.no_grad()
-def candidate(device: Device, rounds: int) -> tuple[dict[str, Any], list[tuple[object, ...]]]:
+def candidate(device: Device, rounds: int) -> tuple[dict[str, Any], list[Any]]:
     """What `outer` pays for beyond the forward, as it is and as it might be."""
     model = device.model("Qwen3-0.6B")
     (ids, labels, _), *_ = device.batches(*((100, 200) if device.tiny else (2048, 4096)), model.head.vocabulary)
@@ -276,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = Device(asked.tiny)
     rate = matrix_rate(device, asked.rounds)
     result: dict[str, Any] = {"bfloat16 operations per second": rate}
-    graced: list[tuple[object, ...]] = []
+    graced: list[Any] = []
     for shape in asked.shape or SHAPES:
         result[shape], lines = grace(device, shape, rate, asked.rounds)
         graced += lines

@@ -76,7 +76,7 @@ def by_autograd(model: LanguageModel, rows: list[Row]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def compared(rounds: Rounds, tokens: int, base: str) -> tuple[dict[str, Any], list[tuple[object, ...]]]:
+def compared(rounds: Rounds, tokens: int, base: str) -> tuple[dict[str, Any], list[Any]]:
     check_same(rounds.found, base, 1e-3)
     lines = [(way, f"{tokens:,}", f"{rounds.median(way):.2f}", rounds.over(way, base)) for way in rounds.seconds]
     return {"tokens": tokens, **rounds.record(base)}, lines

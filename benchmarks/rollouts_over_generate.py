@@ -23,7 +23,13 @@ import numpy as np
 import torch
 from pool import as_loaded, make_config
 from side_by_side import in_turn, show, write
-from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    Qwen3ForCausalLM,
+)
 
 from hf_curate.demo import MODEL, load_traces
 from hf_curate.models import LanguageModel, prepared
@@ -152,7 +158,7 @@ def over_generate(rates: list[float], generate: list[float]) -> dict[str, float]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def lines_of(name: str, found: dict[str, Any]) -> list[tuple[object, ...]]:
+def lines_of(name: str, found: dict[str, Any]) -> list[Any]:
     return [
         (
             f"{name}, {way}",

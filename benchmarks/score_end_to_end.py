@@ -35,10 +35,11 @@ from hf_curate.batches import TALLY, Tally
 from hf_curate.gradients import segments
 from hf_curate.scorers.traces import TraceReader
 
-WORDS = (
+SAID = (
     "we take the number of boxes from before and add how many there are in all because each day brings more than it "
     "costs so that half of the rest is left over when the price per piece has been paid twice and nothing is lost"
-).split()
+)
+WORDS = SAID.split()
 
 
 def write_trace(rng: random.Random, words: int) -> dict[str, str]:
@@ -153,7 +154,12 @@ def main() -> None:
     padding = {name: 1 - own[0]["tokens"] / own[0]["padded"] for name, own in (("few", runs), ("many", hosts))}
     host = statistics.median((run["all"] - run["model"]) / run["tokens"] for run in hosts) * 1e6
     reading = statistics.median(run["reading"] / run["tokens"] for run in hosts) * 1e6
-    result = {"share in the model": share, "padding": padding, "host, us a token": host, "reading, us a token": reading}
+    result = {
+        "share in the model": share,
+        "padding": padding,
+        "host, us a token": host,
+        "reading, us a token": reading,
+    }
     write("score_end_to_end", {"settings": vars(asked), **result, "runs": runs, "host": hosts})
     model_us = statistics.median(run["model"] / run["tokens"] for run in runs) * 1e6
     show(

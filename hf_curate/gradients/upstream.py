@@ -30,6 +30,12 @@ CACHED_BYTES = 2**20
 """Of a core's own cache: rows of logits that each thread works on at a time."""
 
 
+def in_caches(device: torch.device) -> bool:
+    """Whether it pays to work on a few rows at a time, and in place: on a CPU. An accelerator wants few and large
+    kernels, and keeps the memory that is freed."""
+    return device.type == "cpu"
+
+
 def byte_budget(device: torch.device) -> int:
     """The budget on a device: an accelerator has more room, and larger chunks keep it busy."""
     return BYTE_BUDGET if device.type == "cpu" else 4 * BYTE_BUDGET
@@ -81,8 +87,8 @@ class _Chunk:
 
     def __init__(self, head: Head, rows: int, device: torch.device) -> None:
         self.head = head
-        self.in_place = device.type == "cpu"
-        self._block = LogitBlock(head, rows, device) if self.in_place else None  # accelerators keep what is freed
+        self.in_place = in_caches(device)
+        self._block = LogitBlock(head, rows, device) if self.in_place else None
 
     def residuals(self, hidden: Tensor, labels: Tensor) -> _Residuals:
         """hidden [c, d], labels [c]. The mass is overwritten by the next call."""
@@ -135,7 +141,7 @@ def by_softmax(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tens
 def _bytes_per_token(head: Head) -> int:
     wide = torch.finfo(head.accumulate).bits // 8
     narrow = 0 if head.weight.dtype == head.accumulate else head.weight.element_size()
-    blocks = 1 if head.weight.device.type == "cpu" or (narrow and head.is_plain) else 2
+    blocks = 1 if in_caches(head.weight.device) or (narrow and head.is_plain) else 2
     return head.vocabulary * (narrow + wide * (blocks + (2 if head.softcap is not None else 0)))
 
 
@@ -210,7 +216,7 @@ def pooled_signals(
 
 def _pool(pooled: Tensor, rows: list[int], tokens: list[int], part: _Residuals) -> None:
     """Adds the residual of each token to its row of `pooled` [room, V]."""
-    if pooled.device.type != "cpu":  # one product: zeros cost less than more kernels
+    if not in_caches(pooled.device):  # one product: zeros cost less than more kernels
         low, high = min(rows), max(rows)
         member = torch.zeros(high - low + 1, len(part.scale), dtype=pooled.dtype)
         member[torch.tensor(rows) - low, torch.tensor(tokens)] = 1.0
