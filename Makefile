@@ -25,6 +25,7 @@ BENCHMARKS := start_up grace_over_forward grace_over_plain score_end_to_end roll
 bench: $(STAMP)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -W ignore benchmarks/$$name.py; done
 	$(BIN)/python benchmarks/cost_curves.py --plot
+	$(BIN)/python benchmarks/table.py --write
 	$(BIN)/python benchmarks/select_large.py
 
 $(STAMP): pyproject.toml constraints.txt
