@@ -3,34 +3,45 @@
     python benchmarks/start_up.py
 
 Every measurement is a process of its own, and all take turns. Importing `hf_curate` loads nothing else; what `select`
-or `score` need is loaded when they are named, and is compared with importing `datasets` alone. Writes
+or `score` need is loaded when they are named; what that takes once `datasets` is there is timed inside. Writes
 results/start_up_<processor>.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 
 from side_by_side import in_turn, show, write
 
-ALONE, NAMES = "import hf_curate", "hf_curate.score, hf_curate.select"
+AFTER = """
+import time, datasets
+start = time.perf_counter()
+import hf_curate
+{}
+print(time.perf_counter() - start)
+"""
 COMMANDS = {
     "python": ["-c", "pass"],
-    ALONE: ["-c", ALONE],
+    "import hf_curate": ["-c", "import hf_curate"],
     "import datasets": ["-c", "import datasets"],
-    "import datasets, hf_curate": ["-c", "import datasets, hf_curate"],
-    f"the same, and {NAMES}": ["-c", f"import datasets, hf_curate; {NAMES}"],
+    "import datasets, hf_curate": ["-c", AFTER.format("")],
+    "the same, and score, select": ["-c", AFTER.format("hf_curate.score, hf_curate.select")],
     "hf-curate --help": ["-m", "hf_curate.cli", "--help"],
     "hf-curate score --help": ["-m", "hf_curate.cli", "score", "--help"],
 }
 
 
-def run(command: list[str]) -> Callable[[], None]:
+def run(command: list[str], beyond: list[float]) -> Callable[[], None]:
+    """A process; what it says of the seconds after `datasets` was there goes into `beyond`."""
+
     def once() -> None:
-        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
+        if "print" in command[1]:
+            beyond.append(float(done.stdout))
 
     return once
 
@@ -39,21 +50,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    rounds = in_turn({name: run(command) for name, command in COMMANDS.items()}, asked.rounds)
-    beyond = {
-        name: [own - other for own, other in zip(rounds.seconds[name], rounds.seconds["import datasets"], strict=True)]
-        for name in COMMANDS
-        if name.startswith(("import datasets,", "the same"))
-    }
-    result = {**rounds.record(), "beyond datasets": {name: sorted(own)[len(own) // 2] for name, own in beyond.items()}}
-    write("start_up", {"settings": vars(asked), **result})
+    beyond: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    rounds = in_turn({name: run(command, beyond[name]) for name, command in COMMANDS.items()}, asked.rounds)
+    later = {name: statistics.median(own[-asked.rounds :]) for name, own in beyond.items() if own}
+    write("start_up", {"settings": vars(asked), **rounds.record(), "beyond datasets": later})
     show(
         "Processes from their start to their end",
         ("", "seconds", "beyond importing datasets"),
-        [
-            (name, f"{rounds.median(name):.2f}", f"{result['beyond datasets'][name]:.2f}" if name in beyond else "")
-            for name in COMMANDS
-        ],
+        [(name, f"{rounds.median(name):.2f}", f"{later[name]:.2f}" if name in later else "") for name in COMMANDS],
     )
 
 
