@@ -1,140 +1,163 @@
-"""GRACE's time over a plain forward with loss on the same batches, by proxy, on the CPU.
+"""GRACE's time over a plain forward with cross-entropy on the same batches, by proxy, on the CPU.
 
-    python benchmarks/grace_over_forward.py
+    python benchmarks/grace_over_forward.py [--dtype float32] [--rounds 5]
 
-A Qwen3-shaped model with random weights and a vocabulary of 151,936, narrow enough for a CPU; rows of log-normal
-length with 8 to 20 steps. The alternatives run in turn on the same batches, several times; medians and ratios are
-reported, and the loss of both is compared. Writes results/grace_over_forward_<processor>.json.
+Layers, head and vocabulary of Qwen3-0.6B with random weights; rows of log-normal length with 8 to 20 steps. One layer
+is run, with the whole head. What a layer takes is measured in the same rounds, from hidden states after 1 and 3
+layers, and the figures for all 28 are those of one layer and 27 times that. All ways take the same batches in turn:
+
+- forward: the logits of the scored positions at once and `torch.nn.functional.cross_entropy`, as one would write it;
+- lean forward: the same loss, a chunk of positions at a time (`token_losses`): what the lowest-loss baseline does;
+- floor of outer: the forward and one more product of the head's size, with its float32 residuals;
+- representation, outer: GRACE.
+
+Losses of all ways are compared. Memory is what the process grows by at most, in one pass, over the hidden states.
+Writes results/grace_over_forward_<processor>.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from pool import Batches, make_batches, make_model
+from side_by_side import Rounds, check_same, in_turn, peak_of, show, write
 
-from hf_curate.batches import bucket
-from hf_curate.gradients.head import head_of
+from hf_curate.gradients.losses import token_losses
 from hf_curate.gradients.segments import segment_grams
 from hf_curate.models import LanguageModel
 
-VOCABULARY = 151_936
-PROXIES = ("representation", "outer", "last")
+PROXIES = ("representation", "outer")
+FEW, MANY, LAYERS = 1, 3, 28
+"""Layers that are run, layers that tell what one takes, and those of Qwen3-0.6B."""
 
 
-def make_model(width: int, layers: int) -> LanguageModel:
-    """A random Qwen3 of the given width and depth with a tied head; no tokenizer is needed for ids."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 128),
-        head_dim=64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
+@torch.no_grad()
+def plain_loss(model: LanguageModel, ids: torch.Tensor, labels: torch.Tensor, more: bool = False) -> float:
+    """Forward and cross-entropy as one would write them. more: and one more product of the head's size."""
+    logits = torch.nn.functional.linear(chosen(model, ids, labels), model.head.weight).float()
+    loss = float(torch.nn.functional.cross_entropy(logits, ids.flatten()[labels], reduction="sum"))
+    if more:  # in float32, as signals of single tokens need: weights of half precision are widened once, for free
+        _ = logits @ wide_weight(model)
+    return loss
+
+
+@torch.no_grad()
+def lean_loss(model: LanguageModel, ids: torch.Tensor, labels: torch.Tensor) -> float:
+    return float(token_losses(model.head, chosen(model, ids, labels), ids.flatten()[labels]).sum())
+
+
+def chosen(model: LanguageModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return model.hidden(ids).flatten(0, 1)[labels - 1]
+
+
+_wide: dict[int, torch.Tensor] = {}
+
+
+def wide_weight(model: LanguageModel) -> torch.Tensor:
+    return _wide.setdefault(id(model), model.head.weight.float())
+
+
+def ways(model: LanguageModel, batches: Batches) -> dict[str, Callable[[], float]]:
+    def over(one: Callable[..., float], **options: bool) -> Callable[[], float]:
+        return lambda: sum(one(model, ids, labels, **options) for ids, labels, _ in batches)
+
+    def grace(proxy: str) -> Callable[[], float]:
+        return lambda: sum(
+            float(losses.double().sum())
+            for ids, _, spans in batches
+            for _, losses in segment_grams(model, ids, spans, proxy)
+        )
+
+    return {
+        "forward": over(plain_loss),
+        "lean forward": over(lean_loss),
+        "floor of outer": over(plain_loss, more=True),
+        **{proxy: grace(proxy) for proxy in PROXIES},
+    }
+
+
+@torch.no_grad()
+def hidden_states(model: LanguageModel, batches: Batches, layers: int) -> None:
+    """Those of all batches after so many layers."""
+    model.model.config.num_hidden_layers = layers
+    for ids, _, _ in batches:
+        model.hidden(ids)
+    model.model.config.num_hidden_layers = FEW
+
+
+def at_all_layers(rounds: Rounds) -> Rounds:
+    """What each round would have taken at all layers, whose time is that between few and many in the same round."""
+    few, many = (rounds.seconds[depth_name(layers)] for layers in (FEW, MANY))
+    layer = [(deep - shallow) / (MANY - FEW) for shallow, deep in zip(few, many, strict=True)]
+    return Rounds(
+        {
+            way: [own + (LAYERS - FEW) * each for own, each in zip(seconds, layer, strict=True)]
+            for way, seconds in rounds.seconds.items()
+            if way in rounds.found and not way.startswith("hidden")
+        }
     )
-    model = Qwen3ForCausalLM(config).eval()
-    return LanguageModel(model, None, model.get_decoder(), head_of(model), torch.device("cpu"))  # type: ignore[arg-type]
 
 
-def make_rows(rows: int, median: int, longest: int) -> list[tuple[list[int], list[list[int]]]]:
-    """(token ids, label positions of each step and of the answer): a third of the row is prompt, the answer 4
-    tokens."""
-    rng = np.random.default_rng(0)
-    made = []
-    for _ in range(rows):
-        length = int(np.clip(rng.lognormal(np.log(median), 0.6), 64, longest))
-        steps = int(rng.integers(8, 21))
-        cuts = np.linspace(length // 3, length - 4, steps + 1).astype(int)
-        spans = [list(range(a, b)) for a, b in pairwise(cuts) if b > a]
-        made.append((rng.integers(0, VOCABULARY, length).tolist(), [*spans, list(range(length - 4, length))]))
-    return made
+def depth_name(layers: int) -> str:
+    return f"hidden states, {layers} layers"
 
 
-def plain_loss(model: LanguageModel, ids: torch.Tensor, spans: list[list[list[int]]]) -> float:
-    """Forward and cross-entropy of the same labels, as a user would write it: logits of the needed positions at
-    once."""
-    with torch.no_grad():
-        hidden = model.hidden(ids).flatten(0, 1)
-        width = ids.shape[1]
-        labels = [row * width + p for row, own in enumerate(spans) for p in sorted({p for span in own for p in span})]
-        where = torch.tensor(labels)
-        logits = torch.nn.functional.linear(hidden[where - 1], model.head.weight)
-        return float(torch.nn.functional.cross_entropy(logits.float(), ids.flatten()[where], reduction="sum"))
-
-
-def one_pass(model: LanguageModel, batches: list[tuple[torch.Tensor, Any]], kind: str) -> tuple[float, float]:
-    """(seconds, summed loss) over all batches."""
-    start, loss = time.perf_counter(), 0.0
-    for ids, spans in batches:
-        if kind == "forward":
-            loss += plain_loss(model, ids, spans)
-        else:
-            loss += sum(float(losses.sum()) for _, losses in segment_grams(model, ids, spans, kind))
-    return time.perf_counter() - start, loss
+def measure(dtype: torch.dtype, asked: argparse.Namespace) -> tuple[Rounds, dict[str, float], int]:
+    """Rounds, memory over that of the hidden states in GB, and tokens."""
+    model = make_model(MANY, dtype)
+    model.model.config.num_hidden_layers = FEW
+    batches, tokens = make_batches(asked.rows, asked.median, asked.longest, asked.batch_tokens)
+    graced = ways(model, batches)
+    depths = {depth_name(layers): partial(hidden_states, model, batches, layers) for layers in (FEW, MANY)}
+    rounds = in_turn({**depths, **graced}, asked.rounds)
+    check_same({way: [rounds.found[way]] for way in graced}, "forward", 1e-4)
+    largest = [max(batches, key=lambda batch: batch[0].numel())]
+    bare = peak_of(lambda: hidden_states(model, largest, FEW))
+    memory = {way: (peak_of(run) - bare) / 2**30 for way, run in ways(model, largest).items()}
+    _wide.clear()
+    return rounds, memory, tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--median", type=int, default=200, help="median row length in tokens")
-    parser.add_argument("--longest", type=int, default=800)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch-tokens", type=int, default=2048)
-    arguments = parser.parse_args()
-    model = make_model(arguments.width, arguments.layers)
-    rows = make_rows(arguments.rows, arguments.median, arguments.longest)
-    batches = []
-    for group in bucket([len(ids) for ids, _ in rows], arguments.batch_tokens):
-        longest = max(len(rows[i][0]) for i in group)
-        padded = torch.tensor([rows[i][0] + [0] * (longest - len(rows[i][0])) for i in group])
-        batches.append((padded, [rows[i][1] for i in group]))
-    kinds = ("forward", *PROXIES)
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    sums: dict[str, float] = {}
-    for repeat in range(arguments.repeats + 1):
-        for kind in kinds:
-            took, sums[kind] = one_pass(model, batches, kind)
-            if repeat:  # the first round warms up
-                seconds[kind].append(took)
-    for kind in PROXIES:
-        assert abs(sums[kind] - sums["forward"]) < 1e-4 * abs(sums["forward"]), (kind, sums)
-    ratios = {
-        kind: statistics.median(a / b for a, b in zip(seconds[kind], seconds["forward"], strict=True))
-        for kind in kinds
-    }
-    result = {
-        "settings": vars(arguments) | {"vocabulary": VOCABULARY, "tokens": sum(len(ids) for ids, _ in rows)},
-        "median_seconds": {kind: statistics.median(values) for kind, values in seconds.items()},
-        "median_ratio_to_forward": ratios,
-        "min_ratio": {k: min(a / b for a, b in zip(seconds[k], seconds["forward"], strict=True)) for k in kinds},
-        "max_ratio": {k: max(a / b for a, b in zip(seconds[k], seconds["forward"], strict=True)) for k in kinds},
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": platform.machine(),
-    }
-    path = Path(__file__).parent / "results" / f"grace_over_forward_{platform.machine()}_cpu.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['settings']['tokens']:,} tokens, {result['threads']} threads, torch {torch.__version__}")
-    print(f"{'':<16}{'seconds':>10}{'ratio':>10}   (min - max)")
-    for kind in kinds:
-        low, high = result["min_ratio"][kind], result["max_ratio"][kind]
-        print(f"{kind:<16}{result['median_seconds'][kind]:>10.2f}{ratios[kind]:>10.2f}   ({low:.2f} - {high:.2f})")
+    parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"), help="both, unless given")
+    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--median", type=int, default=400, help="median row length in tokens")
+    parser.add_argument("--longest", type=int, default=4000)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=2)
+    asked = parser.parse_args()
+    result: dict[str, Any] = {"settings": vars(asked)}
+    for name in asked.dtype or ("float32", "bfloat16"):
+        few, memory, tokens = measure(getattr(torch, name), asked)
+        whole = at_all_layers(few)
+        result[name] = {
+            "tokens": tokens,
+            "one layer": few.record("forward"),
+            f"{LAYERS} layers": whole.record("forward"),
+            f"outer over its floor, {LAYERS} layers": whole.over("outer", "floor of outer"),
+            "GB above the hidden states": memory,
+        }
+        show(
+            f"GRACE over a plain forward with loss, {name}, {tokens:,} tokens, Qwen3-0.6B's layers and head",
+            ("", "seconds, 1 layer", "over forward", f"over forward, {LAYERS} layers", "over its floor", "GB above"),
+            [
+                (
+                    way,
+                    f"{few.median(way):.2f}",
+                    few.over(way, "forward"),
+                    whole.over(way, "forward"),
+                    whole.over(way, "floor of outer") if way == "outer" else "",
+                    f"{memory[way]:.2f}",
+                )
+                for way in whole.seconds
+            ],
+        )
+    write("grace_over_forward", result)
 
 
 if __name__ == "__main__":

@@ -6,37 +6,32 @@ Two policies: a random Qwen3-shaped model on prompts of log-normal length, whose
 the vocabulary ends a response, so that lengths are geometric), and the demo model on its own problems.
 `generate` takes the prompts in the dataset's order, a few at a time with all their rollouts, as one would write it.
 With --continuous also `model.generate_batch`, which is given all prompts at once and a paged cache of as many tokens
-as `sample` allows itself. They run in turn, one round warms up, medians are reported. What is compared is the time of
-the processor, which other programs on the machine change less than that of the clock; both are written, with the
-machine's load, to results/rollouts_over_generate_<processor>.json.
+as `sample` allows itself. They run in turn; what is compared is the time of the processor, which other programs on the
+machine change less than that of the clock. Every way samples for itself, so their mean lengths are compared, not their
+tokens. Writes results/rollouts_over_generate_<processor>.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from pool import as_loaded, make_config
+from side_by_side import in_turn, show, write
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     ContinuousBatchingConfig,
     GenerationConfig,
-    Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from hf_curate.demo import MODEL, load_traces
-from hf_curate.gradients.head import head_of
 from hf_curate.models import LanguageModel, prepared
 from hf_curate.rollouts.sample import end_tokens, sample
 
@@ -49,23 +44,21 @@ def random_policy(arguments: argparse.Namespace) -> tuple[LanguageModel, list[li
     """The Qwen3-shaped model, its prompts and the ids that end a response."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    config = Qwen3Config(
+    config = make_config(
+        "Qwen3-0.6B",
+        arguments.layers,
         vocab_size=arguments.vocabulary,
         hidden_size=arguments.width,
         intermediate_size=3 * arguments.width,
-        num_hidden_layers=arguments.layers,
         num_attention_heads=arguments.width // 64,
         num_key_value_heads=max(1, arguments.width // 128),
         head_dim=64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
     )
     model = Qwen3ForCausalLM(config).eval()
     lengths = np.clip(rng.lognormal(np.log(arguments.median), 0.6, arguments.prompts), 8, 8 * arguments.median)
     ends = set(range(1, 1 + round(arguments.vocabulary / arguments.mean_response)))
     prompts = [rng.integers(len(ends) + 1, arguments.vocabulary, int(length)).tolist() for length in lengths]
-    loaded = LanguageModel(model, None, model.get_decoder(), head_of(model), torch.device("cpu"))  # type: ignore[arg-type]
-    return loaded, prompts, ends
+    return as_loaded(model), prompts, ends
 
 
 def demo_policy(arguments: argparse.Namespace) -> tuple[LanguageModel, list[list[int]], set[int]]:
@@ -90,8 +83,8 @@ def by_generate(model: LanguageModel, prompts: Any, ends: set[int], asked: argpa
     for first in range(0, len(prompts), asked.generate_batch):
         batch = prompts[first : first + asked.generate_batch]
         width = max(map(len, batch))
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch], device=model.device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch], device=model.device)
         out: Any = model.model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
         for row in out[:, width:].tolist():
             lengths.append(next((place + 1 for place, token in enumerate(row) if token in ends), len(row)))
@@ -128,39 +121,53 @@ def plain_sampling(ends: set[int], asked: argparse.Namespace) -> GenerationConfi
 WAYS: dict[str, Callable[..., Lengths]] = {"generate": by_generate, "sample": by_sample}
 
 
-def compare(policy: tuple[LanguageModel, list[list[int]], set[int]], asked: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second (of the processor, and of the clock) of all ways, in turn; each round has its own seed."""
+def compare(
+    policy: tuple[LanguageModel, list[list[int]], set[int]],
+    asked: argparse.Namespace,
+    clock: Callable[[], float] = time.process_time,
+    done: Callable[[], Any] = lambda: None,
+) -> dict[str, Any]:
+    """Sampled tokens per second of all ways, in turn; each round has its own seed."""
     ways = WAYS | ({"continuous": by_continuous} if asked.continuous else {})
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    by_clock: dict[str, list[float]] = {way: [] for way in ways}
-    lengths: dict[str, Lengths] = {way: [] for way in ways}
-    for seed in range(asked.repeats + 1):
-        for way, run in ways.items():
-            start = time.process_time(), time.perf_counter()
-            sampled = run(*policy, asked, seed)
-            end = time.process_time(), time.perf_counter()
-            if seed:  # the first round warms up
-                rates[way].append(sum(sampled) / (end[0] - start[0]))
-                by_clock[way].append(sum(sampled) / (end[1] - start[1]))
-                lengths[way] += sampled
-    found = {way: over_generate(own, rates["generate"]) for way, own in rates.items() if way != "generate"}
+    lengths: dict[str, list[Lengths]] = {way: [] for way in ways}
+
+    def sampled(way: str) -> None:
+        lengths[way].append(ways[way](*policy, asked, len(lengths[way])))
+
+    taken = in_turn({way: lambda way=way: sampled(way) for way in ways}, asked.repeats, clock=clock, done=done)
+    counts = {way: [sum(own) for own in found[-asked.repeats :]] for way, found in lengths.items()}
+    rates = {
+        way: [tokens / seconds for tokens, seconds in zip(counts[way], own, strict=True)]
+        for way, own in taken.seconds.items()
+    }
+    means = {way: np.concatenate(found[-asked.repeats :]) for way, found in lengths.items()}
+    apart = [(float(own.mean()), float(own.std() / len(own) ** 0.5)) for own in means.values()]
+    if max(abs(mean - apart[0][0]) / np.hypot(error, apart[0][1]) for mean, error in apart[1:]) > 5:
+        raise SystemExit(f"the ways sample responses of other lengths (mean, standard error): {apart}")
     return {
         "prompts": len(policy[1]),
         "prompt_tokens": {"median": statistics.median(map(len, policy[1])), "max": max(map(len, policy[1]))},
-        "response_tokens": {
-            way: {"mean": float(np.mean(own)), "stderr": float(np.std(own) / len(own) ** 0.5)}
-            for way, own in lengths.items()
-        },
-        "median_tokens_per_cpu_second": {way: statistics.median(own) for way, own in rates.items()},
-        "median_tokens_per_second": {way: statistics.median(own) for way, own in by_clock.items()},
-        "ratio": found.pop("sample"),
-        **{f"ratio_{way}": ratio for way, ratio in found.items()},
+        "mean_response_tokens": dict(zip(means, apart, strict=True)),
+        "median_tokens_per_second": {way: statistics.median(own) for way, own in rates.items()},
+        "over_generate": {way: over_generate(own, rates["generate"]) for way, own in rates.items()},
     }
 
 
 def over_generate(rates: list[float], generate: list[float]) -> dict[str, float]:
     ratios = [own / plain for own, plain in zip(rates, generate, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def lines_of(name: str, found: dict[str, Any]) -> list[Any]:
+    return [
+        (
+            f"{name}, {way}",
+            f"{found['median_tokens_per_second'][way]:,.0f}",
+            "{median:.2f} ({min:.2f} - {max:.2f})".format(**ratio),
+            f"{found['mean_response_tokens'][way][0]:.1f}",
+        )
+        for way, ratio in found["over_generate"].items()
+    ]
 
 
 def main() -> None:
@@ -181,30 +188,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    load = os.getloadavg()
     policies = {"qwen3, random": random_policy(arguments), "demo": demo_policy(arguments)}
     results = {name: compare(policy, arguments) for name, policy in policies.items()}
-    written = {
-        "settings": vars(arguments),
-        "results": results,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": platform.machine(),
-        "load": [round(before, 1) for before in (load[0], os.getloadavg()[0])],
-    }
-    path = Path(__file__).parent / "results" / f"rollouts_over_generate_{platform.machine()}_cpu.json"
-    path.write_text(json.dumps(written, indent=2) + "\n")
-    print(f"{arguments.n} rollouts, {arguments.threads} thread, torch {torch.__version__}; tokens per CPU second")
-    for name, found in results.items():
-        print(f"{name:<18}generate {found['median_tokens_per_cpu_second']['generate']:>10,.0f}")
-        for way, ratio in (("sample", "ratio"), ("continuous", "ratio_continuous")):
-            if ratio not in found:
-                continue
-            spread, mean = found[ratio], found["response_tokens"]
-            print(
-                f"{'':<18}{way:<10}{found['median_tokens_per_cpu_second'][way]:>9,.0f}{spread['median']:>8.2f}"
-                f"   ({spread['min']:.2f} - {spread['max']:.2f})   "
-                f"mean tokens {mean['generate']['mean']:.1f}, {mean[way]['mean']:.1f}"
-            )
+    write("rollouts_over_generate", {"settings": vars(arguments), "results": results})
+    show(
+        f"Sampling {arguments.n} rollouts of each prompt",
+        ("", "tokens per CPU second", "over generate", "mean tokens"),
+        [line for name, found in results.items() for line in lines_of(name, found)],
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ T = TypeVar("T")
 
 THINK = "<think>"
 
+ENOUGH_TOKENS = 2048
+"""Padded tokens that keep a device busy: more of them in a batch are worth little, and padding costs its share."""
+MOST_PADDING = 0.04
+"""Of the tokens of a batch that large."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -157,7 +162,8 @@ def _positions(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, in
 
 
 def bucket(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices grouped by similar length, longest first, with rows * longest <= batch_tokens (one row always fits)."""
+    """Indices grouped by similar length, longest first, with rows * longest <= batch_tokens (one row always fits). A
+    batch that keeps a device busy ends before a row that would make it more padding than `MOST_PADDING`."""
     order, start = _longest_first(lengths), 0
     while start < len(order):
         batch = _batch_from(start, order, lengths, batch_tokens)
@@ -170,7 +176,13 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def _batch_from(start: int, order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[int]:
-    return order[start : start + max(1, batch_tokens // max(1, lengths[order[start]]))]
+    longest, tokens = max(1, lengths[order[start]]), 0
+    batch = order[start : start + max(1, batch_tokens // longest)]
+    for count, index in enumerate(batch):
+        tokens += lengths[index]
+        if count * longest >= ENOUGH_TOKENS and tokens < (1 - MOST_PADDING) * (count + 1) * longest:
+            return batch[:count]
+    return batch
 
 
 def in_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 from unicodedata import combining
 
@@ -17,7 +18,18 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_curate import GraceScorer
 from hf_curate import memory as memory_room
-from hf_curate.batches import TALLY, Example, Tally, bucket, encode, in_batches, pad, render
+from hf_curate.batches import (
+    ENOUGH_TOKENS,
+    MOST_PADDING,
+    TALLY,
+    Example,
+    Tally,
+    bucket,
+    encode,
+    in_batches,
+    pad,
+    render,
+)
 from hf_curate.demo import MODEL, load_traces
 from hf_curate.errors import ModelError, RowError
 from hf_curate.memory import TokenBudget
@@ -299,6 +311,20 @@ def test_bucketing_takes_every_row_once_within_the_budget(lengths: list[int], ba
         assert len(batch) == 1 or len(batch) * longest <= batch_tokens
     ordered = [lengths[index] for batch in batches for index in batch]
     assert ordered == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 3000), max_size=60), st.integers(1, 40_000))
+def test_a_batch_that_is_large_enough_ends_before_padding_and_for_no_other_reason(
+    lengths: list[int], batch_tokens: int
+) -> None:
+    batches = [[lengths[index] for index in batch] for batch in bucket(lengths, batch_tokens)]
+    for own, after in pairwise([*batches, []]):
+        longest, real = own[0], sum(own)
+        if (len(own) - 1) * longest >= ENOUGH_TOKENS:
+            assert real >= (1 - MOST_PADDING) * len(own) * longest
+        if after and (len(own) + 1) * longest <= batch_tokens:
+            assert len(own) * longest >= ENOUGH_TOKENS
+            assert real + after[0] < (1 - MOST_PADDING) * (len(own) + 1) * longest
 
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)

@@ -32,13 +32,19 @@ def test_the_code_of_the_readme_uses_public_names_only() -> None:
                 assert all(hasattr(hf_curate, name.name) for name in node.names)
 
 
-def test_the_ratios_of_the_readme_are_those_of_the_recorded_result() -> None:
+def test_the_table_of_speed_in_the_readme_is_that_of_the_recorded_results() -> None:
+    script = ROOT / "benchmarks" / "table.py"
+    told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
+    assert len(told.splitlines()) > 20
+    assert f"<!-- benchmarks/table.py -->\n{told}<!-- until here -->\n" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_audit_in_the_readme_is_the_recorded_one() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    [path] = (ROOT / "benchmarks" / "results").glob("grace_over_forward_*_cpu.json")
-    result = json.loads(path.read_text("utf-8"))
+    audits = json.loads((ROOT / "benchmarks" / "results" / "demo_audit.json").read_text("utf-8"))
     for proxy in ("representation", "outer", "last"):
-        ratio = f"{result['median_ratio_to_forward'][proxy]:.2f}"
-        assert re.search(rf"\| `{proxy}` \| {re.escape(ratio)} ", text), proxy
+        of = {one["parameters"]: f"{one['spearman']['value']:.2f}" for one in audits if one["proxy"] == proxy}
+        assert f"| `{proxy}` | {of['linear']} | {of['all']} |" in text
 
 
 def test_the_tables_of_online_selection_are_those_of_the_recorded_results() -> None:

@@ -195,6 +195,18 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded_by("import hf_curate.cli, hf_curate.errors", *HEAVY) == []
 
 
+@pytest.mark.parametrize("command", ["--help", "score --help", "select --help", "--version"])
+def test_the_help_of_the_command_line_loads_nothing_heavy(command: str) -> None:
+    code = f"""
+from hf_curate.cli import main
+try:
+    main({command.split()!r})
+except SystemExit as ended:
+    assert not ended.code, ended.code
+"""
+    assert loaded_by(code, *HEAVY) == []
+
+
 def test_using_what_needs_no_model_loads_no_torch() -> None:
     code = "from hf_curate import select, load_curated, Card, score, Selection; from hf_curate import inspect, sources"
     assert loaded_by(code, "transformers", "matplotlib", "peft", "torch") == []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_curate.batches import pad_ids
-from hf_curate.gradients.head import Head
+from hf_curate.gradients.head import Head, LogitBlock
 from hf_curate.gradients.upstream import BYTE_BUDGET
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def token_losses(head: Head, hidden: Tensor, labels: Tensor, byte_budget: int = 
     losses = torch.empty(len(labels), dtype=head.accumulate, device=hidden.device)
     wide = torch.finfo(head.accumulate).bits // 8
     chunk = max(1, byte_budget // (2 * wide * head.vocabulary))
+    block = LogitBlock(head, min(chunk, len(labels)), hidden.device)
     for start in range(0, len(labels), chunk):
         here = slice(start, start + chunk)
-        logits = head.logits(hidden[here])
+        logits = head.logits(hidden[here], block)
         top = logits.amax(dim=1, keepdim=True)
         label = logits.gather(1, labels[here, None]) - top
         losses[here] = logits.sub_(top).exp_().sum(dim=1).log() - label[:, 0]
-        del logits  # before the next chunk is formed
     return losses.masked_fill_(~torch.isfinite(losses), float("nan"))
 
 

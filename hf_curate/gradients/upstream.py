@@ -21,10 +21,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_curate.gradients.head import Head
+from hf_curate.gradients.head import Head, LogitBlock
 
 BYTE_BUDGET = 256 * 2**20
 """Bytes for the probabilities of one chunk, the pooled residuals and widened blocks of W together."""
+
+CACHED_BYTES = 2**20
+"""Of a core's own cache: rows of logits that each thread works on at a time."""
+
+
+def in_caches(device: torch.device) -> bool:
+    """Whether it pays to work on a few rows at a time, and in place: on a CPU. An accelerator wants few and large
+    kernels, and keeps the memory that is freed."""
+    return device.type == "cpu"
 
 
 def byte_budget(device: torch.device) -> int:
@@ -63,47 +72,77 @@ class Segments:
 
 @dataclass(frozen=True)
 class _Residuals:
-    """p - y of one chunk as `mass * scale - onehot(label) * label_mass`: mass [c, V] is 0 at the label."""
+    """p - y of one chunk as `mass * scale`, row by row, and the losses.
 
-    start: int
-    stop: int
+    mass: [c, V], the label's entry is minus the sum of the others.
+    """
+
     mass: Tensor
     scale: Tensor
-    label_mass: Tensor
     losses: Tensor
 
 
-def _residuals(head: Head, hidden: Tensor, labels: Tensor, start: int, stop: int) -> _Residuals:
-    logits = head.logits(hidden[start:stop])
-    label = labels[start:stop, None]
-    slope = head.slope(logits)
-    label_slope = None if slope is None else slope.gather(1, label)[:, 0]
-    top = logits.amax(dim=1, keepdim=True)
-    label_logit = logits.gather(1, label) - top
-    mass = logits.sub_(top).exp_()
-    label_weight = mass.gather(1, label)[:, 0]
-    mass.scatter_(1, label, 0.0)
-    others = mass.sum(dim=1)
-    total = others + label_weight
-    losses = total.log() - label_logit[:, 0]
-    bad = ~torch.isfinite(losses)
-    if bool(bad.any()):  # 0 * NaN would spread to other rows of the chunk
-        losses = losses.masked_fill(bad, float("nan"))
-        mass[bad] = 0.0
-        others = others.masked_fill(bad, 0.0)
-        total = total.masked_fill(bad, 1.0)
+class _Chunk:
+    """Residuals of one chunk of positions after the other, in the same memory."""
+
+    def __init__(self, head: Head, rows: int, device: torch.device) -> None:
+        self.head = head
+        self.in_place = in_caches(device)
+        self._block = LogitBlock(head, rows, device) if self.in_place else None
+
+    def residuals(self, hidden: Tensor, labels: Tensor) -> _Residuals:
+        """hidden [c, d], labels [c]. The mass is overwritten by the next call."""
+        head, label = self.head, labels[:, None]
+        if self.in_place or not head.is_plain:
+            logits = head.logits(hidden, self._block)
+        else:
+            logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+        slope = head.slope(logits)
+        own = logits.gather(1, label)[:, 0].to(head.accumulate)
+        logits.scatter_(1, label, -torch.inf)
+        mass, others, reference = by_blocks(logits) if self.in_place else by_softmax(logits, head.accumulate)
+        alone = reference == -torch.inf  # no other token has any probability
+        odds = (reference - own + others.log()).masked_fill_(alone, -torch.inf)  # log((1 - p_y) / p_y)
+        losses = torch.nn.functional.softplus(odds)
+        bad = ~(torch.isfinite(own) & torch.isfinite(losses))
+        mass.scatter_(1, label, -others[:, None])
         if slope is not None:
-            slope[bad] = 0.0
-    if slope is not None and label_slope is not None:
-        mass.mul_(slope)
-        others = others * label_slope.masked_fill(bad, 0.0)
-    return _Residuals(start, stop, mass, total.reciprocal(), others / total, losses)
+            mass.mul_(slope)
+        scale = odds.sigmoid_() / others
+        if bool((bad | alone).any()):  # 0 * NaN would spread to other rows of the chunk
+            mass[bad | alone] = 0.0
+            scale.masked_fill_(bad | alone, 0.0)
+            losses.masked_fill_(bad, torch.nan)
+        return _Residuals(mass, scale, losses)
+
+
+def by_blocks(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logit - reference) in place of the logits [c, V], its sum and the reference of each row: on a CPU, a few
+    rows at a time, that stay in its caches from one operation to the next."""
+    others, reference = logits.new_empty(len(logits)), logits.new_empty(len(logits))
+    rows = torch.get_num_threads() * max(1, CACHED_BYTES // (logits.shape[1] * logits.element_size()))
+    for start in range(0, len(logits), rows):
+        part = logits[start : start + rows]
+        top = torch.amax(part, dim=1, out=reference[start : start + rows])
+        torch.sum(part.sub_(top[:, None]).exp_(), dim=1, out=others[start : start + rows])
+    return logits, others, reference
+
+
+def by_softmax(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from logits in the model's dtype: on an accelerator, where passes over memory are what costs, one
+    kernel reads them and writes float32. The reference is the logarithm of the sum, which the largest tells."""
+    top, where = logits.max(dim=1, keepdim=True)
+    mass = torch.softmax(logits, dim=1, dtype=dtype)
+    reference = (top.to(dtype) - mass.gather(1, where).log())[:, 0]
+    reference = torch.where(top[:, 0] == -torch.inf, -torch.inf, reference)
+    return mass, torch.ones_like(reference), reference
 
 
 def _bytes_per_token(head: Head) -> int:
     wide = torch.finfo(head.accumulate).bits // 8
     narrow = 0 if head.weight.dtype == head.accumulate else head.weight.element_size()
-    return head.vocabulary * (narrow + wide * (3 if head.softcap is not None else 1))
+    blocks = 1 if in_caches(head.weight.device) or (narrow and head.is_plain) else 2
+    return head.vocabulary * (narrow + wide * (blocks + (2 if head.softcap is not None else 0)))
 
 
 def _chunks(segments: Segments, tokens: int, chunk: int, room: int) -> Iterator[tuple[int, int, int, int]]:
@@ -157,8 +196,9 @@ def pooled_signals(
             pooled[: len(rows)].zero_()
             rows.clear()
 
+    chunks = _Chunk(head, min(chunk, count), hidden.device)
     for start, stop, first, last in _chunks(segments, count, chunk, room):
-        part = _residuals(head, hidden, labels, start, stop)
+        part = chunks.residuals(hidden[start:stop], labels[start:stop])
         losses[start:stop] = part.losses
         if first == last:
             continue
@@ -167,16 +207,30 @@ def pooled_signals(
             flush()
         for owner in owners:
             rows.setdefault(owner, len(rows))
-        row = torch.tensor([rows[owner] for owner in owners], device=hidden.device)
-        low, high = int(row.min()), int(row.max())
-        token = (segments.tokens[first:last] - start).to(hidden.device)
-        member = torch.zeros(high - low + 1, stop - start, dtype=head.accumulate, device=hidden.device)
-        member[row - low, token] = 1.0
-        pooled[low : high + 1].addmm_(member * part.scale, part.mass)
-        pooled.index_put_((row, labels[start:stop][token]), -part.label_mass[token], accumulate=True)
+        row = [rows[owner] for owner in owners]
+        _pool(pooled, row, (segments.tokens[first:last] - start).tolist(), part)
         del part  # before the next chunk is formed
     flush()
     return gradients / segments.sizes().clamp(min=1).to(gradients)[:, None], losses
+
+
+def _pool(pooled: Tensor, rows: list[int], tokens: list[int], part: _Residuals) -> None:
+    """Adds the residual of each token to its row of `pooled` [room, V]."""
+    if not in_caches(pooled.device):  # one product: zeros cost less than more kernels
+        low, high = min(rows), max(rows)
+        member = torch.zeros(high - low + 1, len(part.scale), dtype=pooled.dtype)
+        member[torch.tensor(rows) - low, torch.tensor(tokens)] = 1.0
+        pooled[low : high + 1].addmm_(member.to(pooled.device) * part.scale, part.mass)
+        return
+    members: dict[int, list[int]] = {}
+    for row, token in zip(rows, tokens, strict=True):
+        members.setdefault(row, []).append(token)
+    for row, own in members.items():  # a segment is a run of tokens, mostly: no zeros, each residual is read once
+        low, high = own[0], own[-1] + 1
+        weights = part.scale[low:high]
+        if len(own) < high - low:
+            weights = torch.zeros_like(weights).index_copy_(0, torch.tensor(own) - low, part.scale[own])
+        pooled[row : row + 1].addmm_(weights[None], part.mass[low:high])
 
 
 @torch.no_grad()
@@ -230,23 +284,24 @@ def head_pass(
     along, offset = direction
     products = None if along is None and offset is None else torch.zeros(count, dtype=wide, device=hidden.device)
     chunk = max(1, byte_budget // (2 if products is None else 4) // _bytes_per_token(head))
+    chunks = _Chunk(head, min(chunk, count), hidden.device)
     for start in range(0, count, chunk):
-        part = _residuals(head, hidden, labels, start, min(start + chunk, count))
-        here = slice(part.start, part.stop)
+        here = slice(start, min(start + chunk, count))
+        part = chunks.residuals(hidden[here], labels[here])
         losses[here] = part.losses
-        residual = part.mass.mul_(part.scale[:, None]).scatter_(1, labels[here, None], -part.label_mass[:, None])
-        signals[here] = head.back(residual, byte_budget // 4)
+        scale = part.scale.mul(head.scale)
+        torch.mul(head.back(part.mass, byte_budget // 4), part.scale[:, None], out=signals[here])
         if products is not None:
             if along is not None:
                 moved = hidden[here].to(wide) @ along.to(wide).T
-                products[here] += moved.mul_(residual).sum(dim=1).mul_(head.scale)
+                products[here] += moved.mul_(part.mass).sum(dim=1).mul_(scale)
                 del moved
             if offset is not None:
-                products[here] += (residual @ offset.to(wide)).mul_(head.scale)
+                products[here] += (part.mass @ offset.to(wide)).mul_(scale)
         if grown is not None and weights is not None:
-            residual.mul_(weights[here, None].to(wide)).mul_(head.scale)
+            residual = part.mass.mul_(scale.mul_(weights[here].to(wide))[:, None])
             grown.addmm_(residual.T, hidden[here].to(wide))
             if shift is not None:
                 shift += residual.sum(dim=0)
-        del part, residual  # before the next chunk is formed
+        del part  # before the next chunk is formed
     return HeadPass(signals, losses, grown, shift, products)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tolerances import GRAM, SAME_RUN
 from torch import Tensor
 
+from hf_curate.gradients import upstream
 from hf_curate.gradients.head import Head
 from hf_curate.gradients.upstream import Segments, pooled_signals, token_signals
 
@@ -186,3 +187,79 @@ def test_segments_count_their_tokens_and_average_them() -> None:
     assert segments.segments.tolist() == [0, 0, 2]
     assert segments.sizes().tolist() == [2, 0, 1]
     assert segments.matrix(3, torch.float64).tolist() == [[0.5, 0.0, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+# -- the way of an accelerator, on the CPU ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "in_caches", lambda device: False)
+
+
+SPANS = [[0], [1, 2, 3], [3, 4, 5], [0, 16], list(range(6, 15))]
+
+
+@pytest.mark.usefixtures("as_accelerator")
+@pytest.mark.parametrize("budget", [1, 500, 2**20])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_kernels_of_an_accelerator_give_the_signals_of_autograd(form: dict[str, Any], budget: int) -> None:
+    head, hidden, labels = case(17, **form)
+    expected, expected_losses = reference(head, hidden, labels)
+    signals, losses = token_signals(head, hidden, labels, budget)
+    assert torch.allclose(signals, expected, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(losses, expected_losses, rtol=1e-10, atol=1e-12)
+    pooled, losses = pooled_signals(head, hidden, labels, Segments.of(SPANS), budget)
+    assert torch.allclose(pooled, torch.stack([expected[span].mean(0) for span in SPANS]), rtol=1e-10, atol=1e-12)
+    assert torch.allclose(losses, expected_losses, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("confident", [False, True], ids=["unsure", "confident"])
+def test_both_ways_are_one_in_every_type(dtype: torch.dtype, confident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, hidden, labels = case(17)
+    if confident:  # 1 - p of the label is about 1e-9: every digit of it has to come from the others
+        hidden = 22.0 * head.weight[labels] / head.weight[labels].square().sum(1, keepdim=True)
+    head, hidden = Head(head.weight.to(dtype)), hidden.to(dtype)
+    found = {}
+    for caches in (True, False):
+        monkeypatch.setattr(upstream, "in_caches", lambda device, caches=caches: caches)
+        found[caches] = pooled_signals(head, hidden, labels, Segments.of(SPANS))
+    (pooled, losses), (other, other_losses) = found.values()
+    assert pooled.dtype == other.dtype == torch.float32
+    assert torch.allclose(pooled, other, rtol=1e-5, atol=1e-6 * float(pooled.abs().max()))
+    assert torch.allclose(losses, other_losses, rtol=1e-5, atol=1e-6 * float(losses.max()))
+
+
+@pytest.mark.usefixtures("as_accelerator")
+@pytest.mark.parametrize("what", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("at_label", [False, True])
+def test_on_an_accelerator_a_row_that_is_not_finite_harms_no_other(what: float, at_label: bool) -> None:
+    head, hidden, labels = case(5)
+    hidden[1] = what
+    bias = torch.zeros(head.vocabulary, dtype=torch.float64)
+    if what == -torch.inf:  # the others' rows stay finite
+        bias[labels[2] if at_label else (labels[2] + 1) % head.vocabulary] = what
+    found, found_losses = token_signals(Head(head.weight, bias), hidden, labels)
+    plain_losses = torch.nn.functional.cross_entropy(hidden @ head.weight.T + bias, labels, reduction="none")
+    finite = torch.isfinite(plain_losses)
+    assert not finite[1]
+    assert finite[[0, 3, 4]].any()
+    assert torch.equal(torch.isfinite(found_losses), finite)
+    assert torch.allclose(found_losses[finite], plain_losses[finite])
+    assert not found[~finite].any()
+    assert bool(torch.isfinite(found).all())
+
+
+@pytest.mark.parametrize("caches", [True, False])
+def test_a_vocabulary_of_which_only_the_label_is_possible_has_no_signal(
+    caches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "in_caches", lambda device: caches)
+    head, hidden, _ = case(3)
+    labels = torch.tensor([4, 4, 4])
+    bias = torch.full((head.vocabulary,), -torch.inf, dtype=torch.float64)
+    bias[4] = 0.0
+    signals, losses = token_signals(Head(head.weight, bias), hidden, labels)
+    assert not signals.any()
+    assert not losses.any()

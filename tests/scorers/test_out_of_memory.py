@@ -470,20 +470,20 @@ def test_rows_are_scored_within_a_limit_that_the_system_sets(tmp_path: Path) -> 
         from hf_curate import LossScorer
 
         model = tiny("GPT2", n_positions=4096, n_head=8, attn_implementation="eager")
-        completions = ["2 + 2 = 4\\n" * 70 + "#### 4"] * 11 + ["1\\n" * 1500 + "#### 1"]
+        completions = ["2 + 2 = 4\\n" * 70 + "#### 4"] * 10 + ["1\\n" * 1500 + "#### 1"] * 2
         rows = {"prompt": ["1+1?"] * 12, "completion": completions}
         scorer = lambda: LossScorer(model, tokenizer=byte_level(), batch_tokens=12000)
-        wanted = scorer()({name: values[:11] for name, values in rows.items()})
+        wanted = scorer()({name: values[:10] for name, values in rows.items()})
         size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + 250 * 2**20,) * 2)
         pressed = scorer()
         found = pressed(rows)
-        same = np.abs(np.array(found["lowest_loss_score"][:11]) - np.array(wanted["lowest_loss_score"])).max()
+        same = np.abs(np.array(found["lowest_loss_score"][:10]) - np.array(wanted["lowest_loss_score"])).max()
         print(json.dumps([found["lowest_loss_error"], float(same), pressed.notes]))
     """
     errors, apart, notes = run_script(tmp_path, code)
-    assert errors[:11] == [""] * 11
-    assert errors[11].startswith("out of memory: ")
+    assert errors[:10] == [""] * 10
+    assert all(error.startswith("out of memory: ") for error in errors[10:])
     assert notes
     assert notes[0].startswith("out of memory at ")
     assert apart <= SAME
