@@ -245,7 +245,9 @@ def test_a_scorer_that_is_fitted_on_the_pool_is_fitted_on_the_probe_and_the_time
 
 
 def tokens_of(scorer: Any, pool: Dataset) -> int:
-    return sum(len(one.input_ids) for row in pool for one in scorer.reader.read(row).rollouts)
+    """Each prompt once, and the responses behind it."""
+    groups = [scorer.reader.read(row).rollouts for row in pool]
+    return sum(own[0].start + sum(len(one.input_ids) - one.start for one in own) for own in groups)
 
 
 def test_a_fit_on_a_validation_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
