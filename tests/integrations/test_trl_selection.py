@@ -514,8 +514,9 @@ def test_a_problem_whose_other_half_fails_has_no_score_and_its_reason(tmp_path: 
 
 
 def test_what_a_round_learns_of_the_memory_stays_and_is_in_its_record(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hf_curate.memory.GROWS_AFTER", 1000)  # nothing is tried again within these rounds
     chosen = online.selector()
     trainer = online.trainer(tmp_path, chosen)
     asked: list[float] = []
