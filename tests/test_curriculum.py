@@ -193,6 +193,32 @@ def test_a_state_of_another_selector_is_refused_with_both_values() -> None:
         selector().load_state({"schema": "something"}, "")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state["prompts"].update(at=999), "ValueError: place 999 in pass 0 of a walk over 3"),
+        (lambda state: state["walk"].update(at=-1), "ValueError: place -1"),
+        (lambda state: state["walk"].update(late=["x"]), "ValueError: place"),
+        (lambda state: state.pop("walk"), "KeyError: 'walk'"),
+        (lambda state: state.pop("settings"), "KeyError: 'settings'"),
+        (lambda state: state.update(walk=[]), "TypeError"),
+        (lambda state: state.update(elapsed=None), "TypeError"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(change: Any, said: str) -> None:
+    one = selector()
+    played(one, range(3))
+    state, fresh = json.loads(json.dumps(one.state())), selector()
+    change(state)
+    with pytest.raises(CurateError, match="the state of a selector is damaged") as raised:
+        fresh.load_state(state, one.journal())
+    assert said in str(raised.value)
+    assert (fresh.history, fresh.used, fresh.selection) == ([], [], [])
+    with pytest.raises(CurateError, match="no state of a selector"):
+        fresh.load_state([], "")  # type: ignore[arg-type]
+    played(fresh, range(2))
+
+
 def test_a_history_that_is_not_the_states_is_refused_with_both() -> None:
     one = selector()
     played(one, range(3))

@@ -357,10 +357,20 @@ class OnlineSelector:
     def load_state(self, state: dict[str, Any], journal: str) -> None:
         """Goes on where `state` and `journal` were taken. CurateError: they are of another selector or another pool,
         or not of one moment."""
-        if state.get("schema") != SCHEMA:
+        schema = state.get("schema") if isinstance(state, dict) else None
+        if schema != SCHEMA:
+            raise CurateError(f"this is no state of a selector: its schema is {schema!r}, not {SCHEMA!r}.")
+        try:
+            self._load(state, journal)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, CurateError):
+                raise
             raise CurateError(
-                f"this is no state of a selector: its schema is {state.get('schema')!r}, not {SCHEMA!r}."
-            )
+                f"the state of a selector is damaged ({type(error).__name__}: {error}): take that of another "
+                "checkpoint, or start without it."
+            ) from error
+
+    def _load(self, state: dict[str, Any], journal: str) -> None:
         ours, theirs = {**self.settings(), **self.data()}, {**state["settings"], **state["data"]}
         for name, value in ours.items():
             if theirs.get(name) != value:
@@ -374,12 +384,15 @@ class OnlineSelector:
                 f"state was saved with {state['journal']['lines']:,} ({state['journal']['sha256'][:12]}): it was "
                 "changed, or is of another checkpoint. Take both files of one checkpoint."
             )
-        (self.history, self.used), self._journal = read_journal(journal), Journal()
-        self.elapsed, self.training_rollouts = state["elapsed"], state["training_rollouts"]
-        self._walk.load(state["walk"])
-        self.selection = list(self.history[-1]["kept"]) if self.history else []
-        self._prompts = Walk(len(self.selection), (self.seed, PROMPTS, len(self.history) - 1 if self.history else 0))
-        self._prompts.load(state["prompts"])
+        history, used = read_journal(journal)
+        selection = list(history[-1]["kept"]) if history else []
+        walk = Walk(len(self.pool), (self.seed, POOL))
+        walk.load(state["walk"])
+        prompts = Walk(len(selection), (self.seed, PROMPTS, len(history) - 1 if history else 0))
+        prompts.load(state["prompts"])
+        self.elapsed, self.training_rollouts = float(state["elapsed"]), int(state["training_rollouts"])
+        self.history, self.used, self._journal = history, used, Journal()
+        self.selection, self._walk, self._prompts = selection, walk, prompts
 
     def used_selection(self, source: str | None = None) -> Selection:
         """The problems that were trained on, as a `Selection` to save or to push with its card.

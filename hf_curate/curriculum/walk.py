@@ -48,4 +48,8 @@ class Walk:
         return {"passes": self.passes, "at": self.at, "late": list(self.late)}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.passes, self.at, self.late = state["passes"], state["at"], list(state["late"])
+        """ValueError: it is no place of this walk."""
+        passes, at, late = state["passes"], state["at"], list(state["late"])
+        if any(type(value) is not int or value < 0 for value in (passes, at, *late)) or at > self.n:
+            raise ValueError(f"place {at!r} in pass {passes!r} of a walk over {self.n:,}")
+        self.passes, self.at, self.late = passes, at, late

@@ -12,6 +12,8 @@ from datasets import Dataset
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import CurateError
 from hf_curate.runs.digest import table_digest
+from hf_curate.scorers.baselines import RewardScorer
+from hf_curate.scorers.policy import DirectedScorer
 
 
 def check_trainer(trainer: Any, selector: OnlineSelector) -> None:
@@ -37,6 +39,7 @@ def check_trainer(trainer: Any, selector: OnlineSelector) -> None:
     plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
     if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
         raise CurateError("FSDP and ZeRO-3 keep the policy in pieces, and selection needs it whole: use DDP.")
+    check_rollouts(selector)
     if selector.reuse_rollouts:
         check_reuse(trainer, selector)
     steps = boundary_steps(trainer)
@@ -63,6 +66,21 @@ def check_data(trainer: Any, selector: OnlineSelector) -> None:
             f"a generation batch takes {prompts:,} prompts and the pool has {len(selector.pool):,}: TRL would end at "
             "step 0. Give a larger pool, or a smaller per_device_train_batch_size or steps_per_generation."
         )
+
+
+def check_rollouts(selector: OnlineSelector) -> None:
+    """Raises where every group of responses would be without signal: rewards of one response do not differ."""
+    scorer, asked = selector.scorer, {}
+    if isinstance(scorer, (DirectedScorer, RewardScorer)):
+        asked["rollouts"] = selector.rollouts
+    if getattr(scorer, "validation", None) is not None:
+        asked["validation_rollouts"] = selector.validation_rollouts
+    for name, count in asked.items():
+        if count < 2:
+            raise CurateError(
+                f"{name}={count}: the rewards of one response do not differ, so no problem would have a signal for "
+                f"{type(scorer).__name__} and every round be decided by chance: give 2 or more (the authors draw 16)."
+            )
 
 
 def check_same(train_dataset: Any, pool: Dataset) -> None:

@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,13 +63,14 @@ class Begun:
     """What a run is known by before its first row.
 
     scorer: its record, with its identity; rows_sha256: of the rows that it was begun with; conditions: what changes
-    results by rounding alone, such as the version of torch.
+    results by rounding alone, such as the version of torch; source: where the rows came from, where that was said.
     """
 
     plan: Plan
     scorer: dict[str, Any]
     rows_sha256: str
     conditions: dict[str, str]
+    source: str | None = None
 
     @property
     def identity(self) -> str:
@@ -86,6 +88,7 @@ class Begun:
             **self.plan.record(),
             ROWS_DIGEST: self.rows_sha256,
             "conditions": self.conditions,
+            "source": self.source,
             "scorer": self.scorer,
         }
         return (json.dumps(record, indent=2) + "\n").encode()
@@ -98,13 +101,19 @@ class Begun:
             if stored["schema"] != PLAN_SCHEMA or not isinstance(stored["scorer"]["identity"], str):
                 return None
             plan = Plan(*(stored[name] for name in ("rows", "shard_rows", "batch_rows", "threads")))
-            return cls(plan, stored["scorer"], stored[ROWS_DIGEST], dict(stored["conditions"]))
+            source = stored.get("source")
+            return cls(plan, stored["scorer"], stored[ROWS_DIGEST], dict(stored["conditions"]), source)
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
 
 def check_folder(
-    folder: Path, scorer: Any, rows: Dataset | str, overwrite: bool, sizes: Mapping[str, int] | None = None
+    folder: Path,
+    scorer: Any,
+    rows: Dataset | str,
+    overwrite: bool,
+    sizes: Mapping[str, int] | None = None,
+    source: str | None = None,
 ) -> None:
     """The folder is new, empty, holds a run of the same scorer over the same rows, or one that may be replaced.
 
@@ -114,6 +123,8 @@ def check_folder(
         rows: the dataset, or its `table_digest`.
         overwrite: whether a run of other settings may be replaced.
         sizes: `shard_rows`, `batch_rows` and `threads`, where they were asked for.
+        source: where the rows come from, as a record calls it; two that are known must be the same, but for the commit
+            of what are the same rows.
 
     Raises:
         CurateError: it is a file, holds something else, or a run that differs; with both values.
@@ -124,13 +135,18 @@ def check_folder(
     if overwrite or (RECORD_FILE not in names and not any_done(folder / PARTS)):
         return
     digest = rows if isinstance(rows, str) else table_digest(rows)
-    _check_same(folder, shown, scorer, digest, sizes or {})
+    _check_same(folder, shown, scorer, digest, sizes or {}, source)
 
 
 def check_place(folder: Path) -> set[str]:
-    """The names in a folder that holds a run, or nothing. CurateError: it is a file, or holds something else."""
-    if not folder.exists():
-        return set()
+    """The names in a folder that holds a run, or nothing. CurateError: it is a file, or holds something else, or
+    nothing can be called so."""
+    try:
+        if not folder.resolve().exists():
+            return set()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CurateError(f"out={_short(str(folder))} cannot be a folder ({why}): give another.") from error
     shown = shown_name(folder)
     if not folder.is_dir():
         raise CurateError(f"{shown!r} is a file, and out= takes a folder: give the run its own folder.")
@@ -142,16 +158,19 @@ def check_place(folder: Path) -> set[str]:
     return names
 
 
-def _check_same(folder: Path, shown: str, scorer: Any, digest: str, sizes: Mapping[str, int]) -> None:
-    begun = Begun.read(folder)
+def _check_same(
+    folder: Path, shown: str, scorer: Any, digest: str, sizes: Mapping[str, int], source: str | None
+) -> None:
+    begun, known = Begun.read(folder), None
     if (folder / RECORD_FILE).exists():
         try:
             record = load_record(folder)
         except CurateError as error:
             raise CurateError(f"the folder {shown!r} holds a {RECORD_FILE} that cannot be read: {INSTEAD}") from error
         before, rows, held = record["scorer"], record["rows"], record.get(ROWS_DIGEST)
+        known = record.get("source")
     elif begun is not None:
-        before, rows, held = begun.scorer, begun.plan.rows, begun.rows_sha256
+        before, rows, held, known = begun.scorer, begun.plan.rows, begun.rows_sha256, begun.source
     else:
         raise CurateError(f"the folder {shown!r} holds a {PLAN_FILE} that cannot be read: {INSTEAD}")
     if before["identity"] != scorer.identity:
@@ -165,12 +184,22 @@ def _check_same(folder: Path, shown: str, scorer: Any, digest: str, sizes: Mappi
             f"the folder {shown!r} holds a run over other rows ({rows} rows with the sha256 {str(held)[:12]}, now "
             f"{digest[:12]}): {INSTEAD}"
         )
+    if None not in (known, source) and _without_commit(known) != _without_commit(source):
+        raise CurateError(
+            f"the folder {shown!r} holds a run over rows of {known}, now of {source}: they are the same rows, and its "
+            f"record can name one source. Say source={known!r} again, or {INSTEAD}"
+        )
     for name, asked in sizes.items():
         if begun is not None and asked != getattr(begun.plan, name):
             raise CurateError(
                 f"the folder {shown!r} holds a run with {name}={getattr(begun.plan, name)}, now {name}={asked}: leave "
                 f"{name}= away to go on with it, {INSTEAD}"
             )
+
+
+def _without_commit(source: str | None) -> str:
+    """org/name@commit:config/split as org/name:config/split."""
+    return re.sub(r"@[^:]*", "", str(source), count=1)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -255,7 +284,8 @@ class RunFolder:
         sizes: `shard_rows`, `batch_rows` and `threads`, where they were asked for.
         """
         before = Begun.read(self.path)
-        same = before is not None and (before.identity, before.rows_sha256) == (now.identity, now.rows_sha256)
+        same = before is not None and before.plan.rows == now.plan.rows  # the digest is of as many, if it is whole
+        same = same and (before.identity, before.rows_sha256) == (now.identity, now.rows_sha256)  # type: ignore[union-attr]
         if before is not None and same and all(getattr(before.plan, name) == size for name, size in sizes.items()):
             self.parts(before).sweep()
             return before

@@ -2,8 +2,9 @@
 
 How: one call to warm up, then random rows of a fixed seed, as many at a time as the run hands over, so that they are
 padded as the run pads them, until 2 seconds are over and for a minute at most (always 8 rows). The time of a token is
-that of the probe; how many tokens there are is told by the lengths of up to 2,000 random rows, which are read without
-the model. Scorers that read no tokens have a time for each row.
+that of the probe, without its first batch where there are others: a process that has just begun is slower with it. How
+many tokens there are is told by the lengths of up to 2,000 random rows, which are read without the model. Scorers that
+read no tokens have a time for each row.
 """
 
 from __future__ import annotations
@@ -135,11 +136,11 @@ class _Probe:
 
     def taken(self) -> tuple[Dataset, Estimate, Any]:
         drawn = self._made_ready(self._drawn(min(len(self.rows), self.size * MOST_BATCHES)))
-        scores, counted = self._scored(drawn)
+        scores, counted, before = self._scored(drawn)
         scored = self._beside(drawn, scores)
         self.estimate.probed = len(scored)
         self.estimate.failed = sum(refuse_none_scored(scored, self.scorer).values())
-        self._tokens(counted, drawn.column_names)
+        self._tokens(counted, before, drawn.column_names)
         self._disk(scored)
         self._memory()
         return scored, self.estimate, self.scorer
@@ -231,23 +232,27 @@ class _Probe:
 
     # -- the scores ---------------------------------------------------------------------------------------------------
 
-    def _scored(self, drawn: Dataset) -> tuple[pa.Table, Phase]:
-        """The scores of the first rows of those that were drawn, and what they took."""
+    def _scored(self, drawn: Dataset) -> tuple[pa.Table, Phase, int]:
+        """The scores of the first rows of those that were drawn; what they took, all or those that come after the
+        first batch; and how many come before these."""
         import pyarrow as pa
 
-        counted, found = Phase(SCORING), []
+        first, counted, found = Phase(SCORING), Phase(SCORING), []
         size = self._affordable(min(self.size, len(drawn)), lambda rows: self._batch(drawn, range(rows)))
         for start in range(0, len(drawn), size):
             rows = range(start, min(start + size, len(drawn)))
-            with self._timed(counted, len(rows)):
+            with self._timed(counted if found else first, len(rows)):
                 found.append(self._batch(drawn, rows))
-            if counted.seconds >= LEAST_SECONDS:
+            if first.seconds + counted.seconds >= LEAST_SECONDS:
                 break
         if size < min(self.size, len(drawn)):
             self.estimate.notes.append(
                 f"the run hands {self.size:,} rows over at a time, and pads less than these {size:,} of the probe"
             )
-        return pa.concat_tables(found), counted
+        if not counted.rows:
+            return pa.concat_tables(found), first, 0
+        self.estimate.loading += max(first.seconds - counted.seconds / counted.rows * first.rows, 0.0)
+        return pa.concat_tables(found), counted, first.rows
 
     def _batch(self, drawn: Dataset, rows: range) -> pa.Table:
         from datasets.formatting import get_formatter
@@ -258,25 +263,26 @@ class _Probe:
 
     # -- the whole ----------------------------------------------------------------------------------------------------
 
-    def _tokens(self, counted: Phase, names: list[str]) -> None:
-        """How long the scoring of all rows takes, by their tokens where tokens are read."""
+    def _tokens(self, counted: Phase, before: int, names: list[str]) -> None:
+        """How long the scoring of all rows takes, by their tokens where tokens are read. before: rows of the probe
+        that are not counted."""
         self.estimate.phases.append(counted)
         counted.whole = counted.seconds / counted.rows * self.estimate.rows
         if not counted.tokens:
             return
-        longer = self._longer(counted.rows) if names == self.pool.column_names else 1.0
+        longer = self._longer(before, counted.rows) if names == self.pool.column_names else 1.0
         self.estimate.tokens = counted.tokens / counted.rows * longer * self.estimate.rows
         counted.whole *= longer
 
-    def _longer(self, probed: int) -> float:
-        """How many times as long as the rows of the probe a row is, by a larger sample; 1 where that cannot be
+    def _longer(self, before: int, counted: int) -> float:
+        """How many times as long as the counted rows of the probe a row is, by a larger sample; 1 where that cannot be
         read."""
         read = getattr(getattr(self.scorer, "reader", None), "read", None)
-        if read is None or len(self.pool) == probed:
+        if read is None or len(self.pool) == counted:
             return 1.0
         rows = self.pool.select_columns(self.scorer.reads(self.pool.column_names)).select(self.rows[:SAMPLE_ROWS])
         lengths = [_length(read(row)) for row in rows]
-        mean = float(np.mean(lengths[:probed]))
+        mean = float(np.mean(lengths[before : before + counted]))
         return float(np.mean(lengths)) / mean if mean else 1.0
 
     def _disk(self, scored: Dataset) -> None:

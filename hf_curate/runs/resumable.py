@@ -94,7 +94,8 @@ def score_in_folder(dataset: Dataset, scorer: Any, folder: Path, asked: Asked) -
         raise ScoreError(f"a score column cannot be called {ROW!r}, as the column of row numbers is: rename it.")
     call_if_there(scorer, "expect", dataset)
     digest = table_digest(dataset)
-    check_folder(folder, scorer, digest, asked.overwrite, asked.sizes)
+    source = public_name(asked.source)
+    check_folder(folder, scorer, digest, asked.overwrite, asked.sizes, source)
     try:
         with writing(shown_name(folder)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,11 +108,13 @@ def score_in_folder(dataset: Dataset, scorer: Any, folder: Path, asked: Asked) -
         ) from error
     run = RunFolder(folder)
     with run.held():
-        check_folder(folder, scorer, digest, asked.overwrite, asked.sizes)  # it may have changed until it was locked
+        check_folder(
+            folder, scorer, digest, asked.overwrite, asked.sizes, source
+        )  # it may have changed until it was locked
         threads = asked.threads or asked.threads_of_new or max(1, threads_now(scorer) // asked.workers)
         plan = Plan.of(len(dataset), batch_rows_of(scorer, asked.batch_rows), asked.shard_rows, threads)
         _warn_of_crowds(asked, threads)
-        begun = run.begin(Begun(plan, record_of(scorer), digest, conditions_of(scorer)), asked.sizes)
+        begun = run.begin(Begun(plan, record_of(scorer), digest, conditions_of(scorer), source), asked.sizes)
         if asked.recipe is not None:
             run.keep_recipe(asked.recipe)
         try:

@@ -716,6 +716,22 @@ def test_evaluation_keeps_its_own_problems(tmp_path: Path) -> None:
     assert len(chosen.history) == 1
 
 
+@pytest.mark.parametrize(
+    ("scorer", "given", "said"),
+    [
+        (None, {"rollouts": 1}, "rollouts=1: the rewards of one response do not differ"),
+        (None, {"validation_rollouts": 1}, "validation_rollouts=1: "),
+        (AccuracyGreedyScorer(), {"rollouts": 1}, "signal for AccuracyGreedyScorer"),
+    ],
+)
+def test_one_response_to_a_problem_says_nothing_and_is_refused(
+    scorer: Any, given: dict[str, int], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CurateError, match=said):
+        online.trainer(tmp_path, online.selector(scorer=scorer, **given))
+    online.trainer(tmp_path, online.selector(scorer=RandomScorer(), rollouts=1))  # chance needs none
+
+
 def test_a_reward_that_raises_in_selection_says_that_it_was_there(tmp_path: Path) -> None:
     def broken(completions: list[str], **_: Any) -> list[float]:
         raise RuntimeError("the judge is out")

@@ -61,13 +61,33 @@ def test_the_time_is_that_of_the_run_within_a_factor_of_one_and_a_half(
     assert 1 / 1.5 < statistics.median(ratios) < 1.5, ratios
 
 
+def test_what_a_process_that_has_just_begun_takes_longer_for_is_not_reckoned_for_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probes, "LEAST_SECONDS", 6.0)
+    now = [0.0]
+
+    def cold(given: list[str]) -> None:
+        now[0] += (0.1 if now[0] else 5.0) * len(given) + (3.0 if len(given) == 10 and not seen else 0.0)
+        if len(given) == 10:
+            seen.append(len(given))
+
+    seen: list[int] = []
+    _, estimate, _ = probe(texts(1000), Lengths(on_batch=cold), batch_rows=10, clock=lambda: now[0])
+    assert len(seen) > 1
+    assert estimate.scoring.whole == pytest.approx(100.0)
+    assert estimate.loading == pytest.approx(10.0 + 3.0)
+
+
 def test_tokens_are_those_of_all_rows(traces: Dataset, scorer: GraceScorer) -> None:
     pool = traces.select(np.argsort([len(text) for text in traces["completion"]])[:700])  # shorter ones come first
     scored, estimate, _ = probe(pool, scorer, batch_rows=100)
     tokens = score(pool, scorer)["grace_tokens"][:]
     assert len(scored) < len(pool)
     assert estimate.tokens == pytest.approx(sum(tokens), rel=1e-6)
-    assert estimate.scoring.tokens == sum(scored["grace_tokens"][:])
+    first = 100 if len(scored) > 100 else 0  # the first batch is not counted, where there are others
+    assert estimate.scoring.rows == len(scored) - first
+    assert (estimate.scoring.tokens == sum(scored["grace_tokens"][:])) == (not first)
     assert estimate.padding is not None
     assert 0 < estimate.padding < 0.5
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -618,3 +619,33 @@ def test_the_last_error_column_is_the_scorers_own() -> None:
 
     scored = ROWS.map(lambda rows: {"rollouts_error": [""] * len(rows["id"]), **Lengths()(rows)}, batched=True)
     assert failed_rows(scored, Two()) == {"empty: no text": 7}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_same_rows_of_another_source_are_refused_with_both_names(finished: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    scorer = Lengths() if finished else stops_at(5, KeyboardInterrupt())
+    with nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+        score(ROWS, scorer, out=run, source="org/a@1234abc:main/train", **SIZES)
+    before = files_of(run)
+    with pytest.raises(CurateError, match=r"over rows of org/a@1234abc:main/train, now of evil/b@main:main/train"):
+        score(ROWS, Lengths(), out=run, source="evil/b@main:main/train")
+    assert files_of(run) == before
+    score(ROWS, Lengths(), out=run, source="org/a@5678def:main/train")  # the same rows at another commit
+    score(ROWS, Lengths(), out=run)  # and where nothing is said
+    score(ROWS, Lengths(), out=run, source="evil/b@main:main/train", overwrite=True)
+    assert load_run(run).source == "evil/b@main:main/train"
+
+
+def test_a_plan_over_another_number_of_rows_is_not_gone_on_with(tmp_path: Path, wanted: dict[str, bytes]) -> None:
+    run = half_done(tmp_path / "run")
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps({**plan, "rows": 12}))
+    score(ROWS, Lengths(), out=run, **SIZES)
+    assert results_of(run) == wanted
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_an_error_that_says_so(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CurateError, match="cannot be a folder"):
+        score(ROWS, Lengths(), out=tmp_path / name)
