@@ -41,10 +41,15 @@ ALLOWED: dict[str, set[str]] = {
     "scored": {"errors"},
     "measures": {"groups", "budgets", "scored"},
     "comparisons": {"errors", "budgets", "stats", "scored", "measures"},
-    "account": {"rows", "budgets", "scored", "measures", "comparisons", "sources", "hub.lines", "hub.manifest"},
+    "nested": {"budgets", "scored", "measures"},
+    "profiles": {"stats", "scored", "measures"},
+    "account": {
+        *("rows", "budgets", "scored", "measures", "comparisons", "nested", "profiles", "sources"),
+        *("hub.evidence", "hub.lines", "hub.manifest"),
+    },
     "selection": {"errors", "budgets", "scored", "measures", "account", "hub"},
-    "report": {"errors", "hub.markdown"},
-    "hub": {"errors", "hub", "report", "selection"},
+    "plots": {"errors", "hub.markdown", "plots"},
+    "hub": {"errors", "hub", "plots", "selection"},
     "runs": {"errors", "sources", "batches", "scorers", "scored", "comparisons", "runs"},
     "inspect": {
         *("errors", "rows", "groups", "steps", "measures", "comparisons", "sources", "runs", "hub", "scorers.either")
@@ -85,10 +90,12 @@ FORBIDDEN_PACKAGES = {
     "scored": {"torch", "transformers", "peft"},
     "measures": {"torch", "transformers", "peft"},
     "comparisons": {"torch", "transformers", "peft"},
+    "nested": {"torch", "transformers", "peft"},
+    "profiles": {"torch", "transformers", "peft"},
     "account": {"torch", "transformers", "peft"},
     "selection": {"torch", "transformers", "peft"},
     "sources": {"torch", "transformers", "peft"},
-    "report": {"torch", "transformers", "datasets"},
+    "plots": {"torch", "transformers", "datasets"},
     "curriculum": {"torch", "transformers", "peft", "trl"},
     "runs": {"torch", "transformers", "peft"},
 }

@@ -40,8 +40,8 @@ def test_plain_datasets_loads_what_was_saved(picked: Selection, tmp_path: Path) 
     assert sorted(tree(tmp_path)) == [
         "README.md",
         f"grace-20pct/{shard_name(saved, 0, 1)}",
-        "grace-20pct/train.manifest.json",
-        "grace-20pct/train.scores.png",
+        *(f"grace-20pct/train.{name}" for name in ("length.png", "manifest.json", "nested.png", "scores.png")),
+        "grace-20pct/train.steps.png",
     ]
     assert picked.manifest["config_name"] is None  # the manifest of the file is a copy
 
@@ -58,7 +58,8 @@ def test_configs_and_splits_live_side_by_side(picked: Selection, tmp_path: Path)
     assert loaded(tmp_path, "top", "validation")["source_row"][:] == other.indices.tolist()
     assert len(loaded(tmp_path, "random")) == 10
     readme = (tmp_path / "README.md").read_text("utf-8")
-    assert readme.count("hf_curate:begin") == readme.count("hf_curate:end") == 3
+    assert readme.count("hf_curate:begin config=") == readme.count("hf_curate:end config=") == 3
+    assert readme.count("hf_curate:begin comparison") == readme.count("hf_curate:end comparison") == 1
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,12 @@ def test_a_selection_over_rollouts_is_pushed_and_loaded_back_with_its_account(
     assert manifest["selector"]["settings"]["direction"] == {"fit": direction["key"]}
 
     readme = hub.read("dataset", repo, "README.md").decode()
-    card = Card(manifest, {"scores": f"{config}/train.scores.png"})
+    plots = ("scores", "length", "pass_rate", "nested")
+    card = Card(manifest, {name: f"{config}/train.{name}.png" for name in plots}, repo_id=repo)
     assert card.render().rstrip() in readme
     assert f", chosen by {method} with " in html.unescape(card.body)
-    chosen = card["How it was chosen"]
-    assert f"| without signal | {everything['without_signal']} | " in chosen["Rollouts"].body
+    chosen, useful = card["How it was constructed"], card["What makes it useful"]
+    assert f"| without signal | {everything['without_signal']} | " in useful["Pass rate"].body
     told = chosen["Direction"].body
     assert f"| Problems | {direction['rows']['in']}, {direction['rows']['with_signal']} with signal |" in told
     assert ("| Source of its rows | `local file trusted.jsonl` |" in told) == (method == "GradAlign")

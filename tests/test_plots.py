@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from hf_curate.errors import ManifestError, MissingPackageError
-from hf_curate.report import DROPPED, KEPT, plot_scores
+from hf_curate.plots.canvas import DROPPED, KEPT
+from hf_curate.plots.draw import plot_scores
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -91,7 +92,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
 def test_importing_and_plotting_load_neither_pyplot_nor_torch() -> None:
     pytest.importorskip("matplotlib")
     check = (
-        "import json, sys; from hf_curate.report import plot_scores; assert 'matplotlib' not in sys.modules;"
+        "import json, sys; from hf_curate.plots.draw import plot_scores; assert 'matplotlib' not in sys.modules;"
         "plot_scores(json.load(open(sys.argv[1])));"
         "sys.exit(not {'matplotlib.pyplot', 'torch'}.isdisjoint(sys.modules))"
     )
