@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "inspect": {
         *("errors", "rows", "groups", "steps", "measures", "comparisons", "sources", "runs", "hub", "scorers.either")
     },
-    "demo": {"errors", "demo", "runs", "rollouts", "scorers", "selection", "gradients", "sources", "hub"},
+    "demo": {"errors", "demo", "runs", "rollouts", "scorers", "selection", "gradients", "sources", "hub", "report"},
     "curriculum": {"errors", "budgets", "hub.manifest", "selection", "curriculum"},
     "integrations": {
         *("errors", "weights", "models", "batches", "gradients", "scorers", "rollouts", "curriculum", "integrations"),
@@ -63,6 +63,12 @@ ALLOWED: dict[str, set[str]] = {
     "inputs": {"errors", "sources", "runs"},
     "scoring": {"errors", "rows", "inputs", "scorers"},
     "plain_yaml": {"errors"},
+    "report": {*FACTS, "scored", "plots", "hub", "selection", "runs.stored", "report"},
+    "recheck": {
+        *("errors", "budgets", "comparisons", "scored", "stats", "sources", "weights", "hub", "plots", "selection"),
+        *("rollouts.verify", "recheck"),
+    },
+    "commands": {"errors", "scoring", "inspect", "runs.local", "hub", "report", "recheck", "demo"},
     "spelling": {"rollouts.verify"},
     "recipe": {"*"},
     "stages": {"*"},
@@ -96,6 +102,8 @@ FORBIDDEN_PACKAGES = {
     "selection": {"torch", "transformers", "peft"},
     "sources": {"torch", "transformers", "peft"},
     "plots": {"torch", "transformers", "datasets"},
+    "report": {"torch", "transformers", "peft"},
+    "recheck": {"torch", "transformers", "peft"},
     "curriculum": {"torch", "transformers", "peft", "trl"},
     "runs": {"torch", "transformers", "peft"},
 }

@@ -1,6 +1,6 @@
 """README.md of a dataset repo: our part is written, everybody else's survives byte for byte.
 
-Ours are: our entries in `configs` (so that plain `datasets` loads them), our tags, the key `hf_curate`, and what stands
+Ours are: our entries in `configs` (so that plain `datasets` loads them), our tags, the key `hf_curate`, and what is
 between our markers (`sections.py`): a section per config and split, and a comparison where there are several configs.
 Lists that we share with people (tags, size_categories, source_datasets) are only added to; a licence that is there is
 never changed.

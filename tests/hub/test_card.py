@@ -16,9 +16,9 @@ import golden_selections
 import numpy as np
 import pytest
 
+from hf_curate import Selection
 from hf_curate.budgets import STRATEGIES
 from hf_curate.errors import ManifestError
-from hf_curate import Selection
 from hf_curate.hub.card import PARTS, UNRANKED, Card, budget_words, model_name, source_name, templates
 from hf_curate.hub.comparison import Compared, comparison
 from hf_curate.hub.readme import merge_readme, with_comparison
