@@ -600,9 +600,12 @@ def test_the_contract_and_its_outcomes_are_in_the_manifest_and_on_the_card(data:
         assert found["outcomes"][name] == {kind: every.count(kind) for kind in set(every)}
     assert found["sampling"]["seed"] == 5
     card = Card(kept.manifest | {"config_name": "c", "split": "train"}).render()
-    assert "Rewards come from the contract `exact`, version `1`" in card
+    assert "a matter of the contract `exact`, version `1`" in card
     assert "calls 1/2 and 0.5 different" in card
-    assert f"| right | {found['outcomes']['all']['right']:,} | {found['outcomes']['kept']['right']:,} |" in card
+    cells = []
+    for counts in (found["outcomes"]["all"], found["outcomes"]["kept"]):
+        cells += [f"{counts['right']:,}", f"{100 * counts['right'] / sum(counts.values()):.1f} %"]
+    assert f"| right | {' | '.join(cells)} |" in card
     assert "Rewards are taken as given" not in card
 
 

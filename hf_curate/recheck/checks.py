@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def check_source(picked: Selection, source: str | None, verdicts: Verdicts) -> N
     place = source or _pinned(record)
     if place is None:
         named = record.get("id")
-        why = f"{named} is of another machine" if named else "the source was not recorded"
+        why = f"{named} is known by its name alone" if named else "the source was not recorded"
         verdicts.leave("source", f"{why}: give it with source= (--source)")
         return
     try:
@@ -155,7 +156,9 @@ def check_scores(
     prepare = getattr(scorer, "prepare", None)
     if prepare is not None and direction is not None:
         prepare(rows)
-    found = scorer(rows[:])[column]  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what there is to say of this scorer was said when it scored
+        found = scorer(rows[:])[column]  # type: ignore[arg-type]
     now = np.array([np.nan if value is None else float(value) for value in found])
     before, limit = numbers(some, column), _tolerance(manifest, tolerance)
     verdicts.say("scores", *_agree(before, now, limit))

@@ -120,7 +120,7 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _claims(card: Card) -> list[tuple[str, str]]:
     """Claim and evidence, out of the card's table of them."""
     rows = [line.strip("| ").split(" | ") for line in card["What makes it useful"].body.splitlines() if "|" in line]
-    return [(_plain(cells[0]), _plain(cells[2])) for cells in rows[2:] if len(cells) == 3]
+    return [(_plain(cells[0]).partition(":")[0], _plain(cells[1])) for cells in rows[2:] if len(cells) == 2]
 
 
 @functools.cache

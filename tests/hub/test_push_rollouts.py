@@ -24,7 +24,8 @@ def push_scored(repo: str, config: str, method: str, strategy: str = "top") -> d
     from rollouts import policy, rows_of_every_kind, solved, tokenizer, trusted
 
     import hf_curate
-    from hf_curate import report, score, select
+    from hf_curate import score, select
+    from hf_curate.plots import draw
 
     rows = [*rows_of_every_kind(), solved(1, seed=3)[0] | {"rewards": [0.6, 0.7, 0.8, 0.9]}]
     pool, parts = Dataset.from_list(rows), {"tokenizer": tokenizer(), "parameters": "linear"}
@@ -35,11 +36,11 @@ def push_scored(repo: str, config: str, method: str, strategy: str = "top") -> d
         scorer = hf_curate.LearnAlignScorer(policy(), **parts).fit(pool)
     scored = score(pool, scorer)
     picked = select(scored, scorer, 10, strategy=strategy)
-    real, report.plot_scores = report.plot_scores, lambda manifest: b"\x89PNG"
+    real, draw.plot = draw.plot, lambda name, manifest: b"\x89PNG"
     try:
         picked.push_to_hub(repo, config)
     finally:
-        report.plot_scores = real
+        draw.plot = real
     return {
         "rows": [{name: row[name] for name in ("prompt", "responses", "rewards", scorer.column)} for row in scored],
         "kept": picked.indices.tolist(),
