@@ -35,11 +35,8 @@ def three() -> dict[str, Selection]:
 
 
 def section_of(text: str, config: str) -> str:
-    found = re.search(
-        rf"<!-- hf_curate:begin config={config} split=train v1 -->.*?<!-- hf_curate:end config={config} split=train -->",
-        text,
-        re.DOTALL,
-    )
+    name = f"config={config} split=train"
+    found = re.search(f"<!-- hf_curate:begin {name} v1 -->.*?<!-- hf_curate:end {name} -->", text, re.DOTALL)
     assert found is not None
     return found[0]
 
@@ -74,7 +71,9 @@ def test_the_table_says_how_many_rows_any_two_configs_share(three: dict[str, Sel
     lines = text[text.index(BEGIN) : text.index(END)].splitlines()
     rows = {name: set(picked.indices.tolist()) for name, picked in three.items()}
     for name, own in rows.items():
-        [line] = [line for line in lines if line.startswith(f"| `{name}` | ") and "%" in line and "GRACE" not in line][-1:]
+        [line] = [line for line in lines if line.startswith(f"| `{name}` | ") and "%" in line and "GRACE" not in line][
+            -1:
+        ]
         for other, theirs in rows.items():
             shared = len(own & theirs)
             assert (f" {shared} ({100 * shared / len(own):.1f} %) |" in line) or name == other
@@ -163,7 +162,9 @@ def two(human: str = "") -> str:
     ],
     ids=["no begin", "no end", "doubled", "gone"],
 )
-def test_a_comparison_whose_markers_are_damaged_is_appended_and_said(compared: Section, damage: Any, words: str) -> None:
+def test_a_comparison_whose_markers_are_damaged_is_appended_and_said(
+    compared: Section, damage: Any, words: str
+) -> None:
     whole, _ = with_comparison(two(), compared)
     damaged = damage(whole)
     text, notes = with_comparison(damaged, compared)
