@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import os
 import re
@@ -532,6 +533,75 @@ def test_every_number_in_a_table_of_the_card_comes_from_the_manifest(manifest: d
     }  # two column titles
     assert len(numbers) > 25
     assert numbers <= found
+
+
+def words_of(value: Any, found: set[str]) -> None:
+    """All numbers in a manifest as a card may write them, those inside of its texts included."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        words_of(item, found)
+    for key in value if isinstance(value, dict) else ():
+        found.update(NUMBER.findall(key))
+    if isinstance(value, bool) or value is None:
+        return
+    if isinstance(value, int | float):
+        shown = {f"{value:,}", f"{value}", f"{value:.4g}", f"{value:.2f}", f"{100 * value:.1f}", f"{100 * value:.2g}"}
+        found.update(word.removeprefix("-") for word in shown)
+    elif isinstance(value, str):
+        found.update(NUMBER.findall(value))
+
+
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e-?\d+)?")
+
+
+def shares_of(manifest: dict[str, Any]) -> set[str]:
+    """The percentages that a card works out, each of two numbers of the manifest."""
+    rows, pairs = manifest["rows"], []
+    pairs += [(count, rows["in"]) for count in (rows["in"], rows["scored"], rows["kept"], *rows["failed"].values())]
+    pairs += [(one["shared"], one["rows"]) for one in manifest["baselines"].values()]
+    pairs += [(rows["kept"], rows["scored"])]
+    pairs += [(group["kept"], group["rows"]) for group in (manifest.get("length") or {}).get("groups", [])]
+    rollouts = manifest.get("rollouts") or {}
+    for name in ("rows", "without_signal", "always_right", "always_wrong"):
+        pairs += [(rollouts[name][side], rollouts["rows"][side]) for side in ("scored", "kept") if rollouts]
+    for counts in ((manifest.get("verification") or {}).get("outcomes") or {}).values():
+        pairs += [(count, sum(counts.values())) for count in counts.values()]
+    shares = [100 * part / whole for part, whole in pairs if whole]
+    return {text for share in shares for text in (f"{share:.1f}", f"{share:.2g}")}
+
+
+def of_the_templates() -> set[str]:
+    """The numbers that stand in the templates themselves: of papers, headings, the method's own."""
+    text = " ".join(path.read_text("utf-8") for path in templates().glob("*.j2"))
+    outside = re.sub(r"\{[{%].*?[%}]\}", " ", text, flags=re.DOTALL)
+    return set(NUMBER.findall(outside))
+
+
+@pytest.mark.parametrize("method", PLOTTED)
+@pytest.mark.parametrize("drawn", [True, False], ids=["with plots", "without"])
+def test_every_number_on_the_card_is_in_the_manifest_or_a_share_of_two_that_are(
+    made: dict[str, Selection], method: str, drawn: bool
+) -> None:
+    manifest = made[method].manifest
+    known: set[str] = set()
+    words_of(manifest, known)
+    known |= shares_of(manifest) | of_the_templates()
+    scores, kept = manifest["scores"]["all"]["count"], manifest["rows"]["kept"]
+    known.add(f"{scores - kept:,}")  # dropped rows, in the words of the histogram
+    places = [f"{number}" for number in range(0, 101, 10)]  # of steps, in ten equal parts
+    for part in (manifest.get("steps") or {}).values():
+        known.add(f"{sum(part['steps']):,}")
+    text = html.unescape(Card(manifest, plots_of(manifest) if drawn else None, repo_id="me/x").render())
+    text = re.sub(r"`sha256:[0-9a-f]+`|`[0-9a-f]{40,}`|@[0-9a-f]{7}\b", " ", text)  # digests are held by other tests
+    strange = {word for word in NUMBER.findall(text) if word not in known}
+    assert strange <= set(places), strange
+    assert len(NUMBER.findall(text)) > 150
+
+
+def test_a_word_that_the_manifest_does_not_hold_would_be_seen(made: dict[str, Selection]) -> None:
+    known: set[str] = set()
+    words_of(made["grace"].manifest, known)
+    assert "160" in known
+    assert "161" not in known | shares_of(made["grace"].manifest) | of_the_templates()
 
 
 def test_each_template_is_used_and_no_line_of_one_begins_with_data() -> None:
