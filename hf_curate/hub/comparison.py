@@ -77,8 +77,8 @@ def _shared(one: Compared, other: Compared) -> int | None:
 
 def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether the row numbers of two manifests count the same rows: those of one commit, or of one fingerprint."""
-    sources = [manifest.get("source") for manifest in (one, other)]
-    if not all(isinstance(source, Mapping) for source in sources):
+    sources = [manifest.get("source") or {} for manifest in (one, other)]
+    if not all(sources):
         return False
     named = [[source.get(key) for key in ("id", "sha", "config", "split")] for source in sources]
     same = named[0] == named[1] and one["rows"]["in"] == other["rows"]["in"]

@@ -61,9 +61,8 @@ def in_repo(api: HfApi, repo_id: str, head: str | None, there: Iterable[str], ow
     system, found = HfFileSystem(endpoint=api.endpoint, token=api.token), []
     with tempfile.TemporaryDirectory() as cache:
         for path, key in others.items():
-            fetch = {"repo_type": "dataset", "revision": head, "cache_dir": cache}
             try:
-                local = Path(api.hf_hub_download(repo_id, path, **fetch))
+                local = Path(api.hf_hub_download(repo_id, path, repo_type="dataset", revision=head, cache_dir=cache))
             except READING as error:
                 _leave_out(key, error)
                 continue
