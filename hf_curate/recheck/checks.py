@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_curate.budgets import parse_budget
 from hf_curate.comparisons import OUTCOMES, outcomes
-from hf_curate.errors import BudgetError, CurateError, RowError
+from hf_curate.errors import BudgetError, CurateError, MissingPackageError, ModelError, RowError, ScoreError
 from hf_curate.hub.manifest import SOURCE_ROW, digest_indices, digest_rows
 from hf_curate.recheck.rebuild import CannotRebuild, differs, scorer_of
 from hf_curate.recheck.verdicts import Verdicts
@@ -142,26 +142,34 @@ def check_scores(
     column = str(manifest["selector"]["column"])
     try:
         scorer = scorer_of(manifest, model, direction)
-    except CannotRebuild as why:
+        other = differs(manifest, scorer)
+        now = _scored_again(scorer, some, column, direction)
+    except (CannotRebuild, ModelError, MissingPackageError) as why:
+        if isinstance(why, ModelError) and model is not None:  # what was given here does not fit
+            raise
         verdicts.leave("selector", str(why))
         verdicts.leave("scores", str(why))
         return
-    other = differs(manifest, scorer)
+    except ScoreError as error:
+        verdicts.say("scores", False, str(error))
+        return
     if other:
         verdicts.leave("selector", f"made again it is not quite the same: {other}")
     else:
         verdicts.say("selector", True, f"{type(scorer).__name__} with identity {scorer.identity[:12]}")
+    verdicts.say("scores", *_agree(numbers(some, column), now, _tolerance(manifest, tolerance)))
+
+
+def _scored_again(scorer: Any, some: Dataset, column: str, direction: Any) -> np.ndarray:
+    """[rows] float64, NaN where there is no score now."""
     own = set(scorer.columns) | {SOURCE_ROW}
     rows = some.select_columns([name for name in some.column_names if name not in own])
-    prepare = getattr(scorer, "prepare", None)
-    if prepare is not None and direction is not None:
-        prepare(rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what there is to say of this scorer was said when it scored
+        if direction is not None:
+            scorer.prepare(rows)
         found = scorer(rows[:])[column]  # type: ignore[arg-type]
-    now = np.array([np.nan if value is None else float(value) for value in found])
-    before, limit = numbers(some, column), _tolerance(manifest, tolerance)
-    verdicts.say("scores", *_agree(before, now, limit))
+    return np.array([np.nan if value is None else float(value) for value in found])
 
 
 def _tolerance(manifest: Mapping[str, Any], asked: float | None) -> float:

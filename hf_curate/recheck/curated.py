@@ -11,7 +11,7 @@ from hf_curate.errors import CurateError
 from hf_curate.hub.card import Card
 from hf_curate.hub.files import CARD_ERRORS, plot_name
 from hf_curate.hub.resolve import UNREACHABLE, dataset_commit
-from hf_curate.plots.draw import PLOTS
+from hf_curate.plots.draw import PLOTS, has
 from hf_curate.recheck import checks
 from hf_curate.recheck.verdicts import Verdicts
 
@@ -66,6 +66,8 @@ def verify_curated(
         checks.check_verification(picked, some, verdicts)
     else:
         verdicts.leave("scores", "rows=0: nothing was scored again")
+    if picked.manifest.get("training"):
+        verdicts.leave("training", "a recorded run is told as it was handed in")
     checks.check_card(readme, _card(picked.manifest, root, repo_or_folder), verdicts)
     return verdicts
 
@@ -109,7 +111,10 @@ def _card(manifest: Mapping[str, Any], root: Path, place: str | Path) -> str | N
     config, split = manifest["config_name"], manifest["split"]
     there = {name: f"{config}/{plot_name(split, name)}" for name in PLOTS}
     local = root.is_dir()
-    plots = {name: path for name, path in there.items() if not local or (root / path).is_file()}
+    try:
+        plots = {n: path for n, path in there.items() if ((root / path).is_file() if local else has(n, manifest))}
+    except CARD_ERRORS:
+        return None
     try:
         return Card(manifest, plots, repo_id=None if local else str(place)).render()
     except CARD_ERRORS:

@@ -10,6 +10,7 @@ import pytest
 from pools import Scorer, plain, pool
 
 from hf_curate import select
+from hf_curate.errors import CurateError
 from hf_curate.hub.card import Card
 from hf_curate.hub.evidence import CLAIMS, claims
 
@@ -63,10 +64,17 @@ def test_training_is_evidence_only_where_a_run_was_recorded() -> None:
     assert "Training on more or fewer of these rows: not measured." in card["How it scales"].body
     assert "Training" not in card["How it scales"].sections
     run = {"recipe": "SFT, 3 epochs", "accuracy": {"before": 0.412, "after": 0.455}, "seeds": 3}
-    recorded = {**manifest, "training": run}
-    card = Card({**recorded, "claims": claims(recorded)})
+    recorded = golden_selections.grace().with_training(run)
+    card = recorded.card
+    assert "not repeated" in card["Limits"].body
     assert "not measured" not in card["How it scales"].body
     assert "| `accuracy.after` | `0.455` |" in card["How it scales"]["Training"].body
+
+
+@pytest.mark.parametrize("run", [{}, {"a": float("nan")}, {"a": object()}, 3])
+def test_a_record_that_is_none_is_refused(run: object) -> None:
+    with pytest.raises(CurateError, match="the record of a training run"):
+        golden_selections.grace().with_training(run)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["grace", "gradalign"])

@@ -113,6 +113,34 @@ def test_a_second_config_and_a_second_split_leave_the_first_as_it_was(
         assert alice.run(load_plain, repo=repo, config=config, split=split) == rows
 
 
+def verify_pushed(repo: str, config: str) -> dict[str, Any]:
+    from hf_curate import verify_curated
+
+    return verify_curated(repo, config).record()
+
+
+def test_configs_of_a_repo_are_compared_by_the_rows_that_they_hold_and_each_can_be_verified(
+    hub: LoopbackHub, alice: Client, repo: str
+) -> None:
+    source = "local file rows.jsonl"
+    one = set(alice.run(push_pool, repo=repo, config="one", source=source)["kept"]["one"])
+    mine = section(text(hub, repo), "one")
+    two = set(alice.run(push_pool, repo=repo, config="two", budget="30%", source=source)["kept"]["two"])
+    assert section(text(hub, repo), "one") == mine
+    readme = text(hub, repo)
+    assert one < two
+    assert f"| `one` | {len(one)} | {len(one)} (100.0 %) |" in readme
+    assert f"| `two` | {len(one)} ({100 * len(one) / len(two):.1f} %) | {len(two)} |" in readme
+    said = {one["claim"]: one["state"] for one in alice.run(verify_pushed, repo=repo, config="one")["verdicts"]}
+    assert {said[claim] for claim in ("manifest", "rows", "budget", "summary", "card")} == {"verified"}
+    assert said["source"] == said["scores"] == "not checked"
+
+
+def section(readme: str, config: str) -> str:
+    begin, end = (f"<!-- hf_curate:{mark} config={config} split=train" for mark in ("begin", "end"))
+    return readme[readme.index(begin) : readme.index(end)]
+
+
 def test_three_nested_budgets_land_in_one_commit(hub: LoopbackHub, alice: Client, repo: str) -> None:
     names = ["grace-5pct", "grace-10pct", "grace-20pct"]
     pushed = alice.run(push_pool, repo=repo, config=names, budget=["5%", "10%", "20%"])

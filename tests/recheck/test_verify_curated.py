@@ -287,3 +287,16 @@ def test_the_sample_is_drawn_by_the_seed(copy: Path) -> None:
     drawn = [sample(picked, 5, seed)["source_row"][:] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert np.isin(drawn[0], picked.indices).all()
+
+
+def test_a_model_that_is_gone_from_the_hub_is_not_checked(tmp_path: Path) -> None:
+    select(pool(), Scorer(), "20%").save(tmp_path, "c")
+    found = verify_curated(tmp_path, "c", rows=2)
+    assert found["scores"].state == found["selector"].state == NOT_CHECKED
+    assert "tiny/model" in found["scores"].why
+
+
+def test_rows_that_can_no_longer_be_scored_fail(saved: Path, copy: Path) -> None:
+    edit_shard(copy, lambda table: with_column(table, "completion", lambda texts: [""] * len(texts)))
+    found = verify_curated(copy, "c", model=MODEL, rows=9)
+    assert found["scores"].state == FAILED
