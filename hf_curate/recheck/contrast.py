@@ -94,7 +94,7 @@ def _loaded(place: str | Path | Selection) -> Selection:
     folder, colon, config = str(place).rpartition(":")
     if not colon or not folder or not config:
         raise CurateError(
-            f"{str(place)!r} does not say which config: give FOLDER:CONFIG, owner/name:CONFIG or "
+            f"{Path(place).name!r} does not say which config: give FOLDER:CONFIG, owner/name:CONFIG or "
             "owner/name@REVISION:CONFIG."
         )
     config, _, split = config.partition("/")

@@ -30,7 +30,7 @@ def model_for(manifest: Mapping[str, Any], folder: str | Path | None) -> tuple[s
         if folder is None:
             return str(name), str(sha)
         raise ModelError(
-            f"model={str(folder)!r} was given, and the manifest names {name}@{str(sha)[:7]}, whose weights a folder "
+            f"model={Path(folder).name!r} was given, and the manifest names {name}@{str(sha)[:7]}, whose weights a folder "
             "cannot be told to be: leave model= away."
         )
     if not digest:
@@ -41,7 +41,7 @@ def model_for(manifest: Mapping[str, Any], folder: str | Path | None) -> tuple[s
     found = source.digest or source.commit
     if found != digest:
         raise ModelError(
-            f"model={str(folder)!r} has the digest {str(found)[:12]}, and the manifest names {str(digest)[:12]}: give "
+            f"model={Path(folder).name!r} has the digest {str(found)[:12]}, and the manifest names {str(digest)[:12]}: give "
             "the weights that scored."
         )
     return str(folder), None
@@ -68,7 +68,7 @@ def scorer_of(manifest: Mapping[str, Any], folder: str | Path | None, direction:
     if "model" in known:
         given |= _model(manifest, known, folder)
     elif folder is not None:
-        raise CurateError(f"model={str(folder)!r} was given, and {name} reads no model: leave it away.")
+        raise CurateError(f"model={Path(folder).name!r} was given, and {name} reads no model: leave it away.")
     if "direction" in known:
         if direction is None:
             raise CannotRebuild("its direction is a file of its own: give it with direction= (--direction FILE)")

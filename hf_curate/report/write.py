@@ -96,8 +96,9 @@ def _of_config(
     if config_name is None:
         configs = list(curated_configs(path)) if path.is_dir() else []
         if len(configs) != 1:
-            listed = f"{path.name!r} holds {', '.join(map(repr, configs)) or 'none'}" if path.is_dir() else "of a repo"
-            raise ManifestError(f"which config? Name it with config_name= (--config): {listed}.")
+            place = repr(path.name) if path.is_dir() else str(target)[:80]
+            there = f"; there are: {', '.join(map(repr, configs)) or 'none'}" if path.is_dir() else ""
+            raise ManifestError(f"which config of {place}? Name it with config_name= (--config){there}.")
         config_name = configs[0]
     picked = load_curated(target, config_name, split=split, revision=revision)
     rows = picked.indices if len(picked.indices) == len(picked.dataset) else np.arange(len(picked.dataset))

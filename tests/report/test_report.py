@@ -313,7 +313,7 @@ def test_the_card_holds_no_text_of_a_row_and_the_report_does(tmp_path: Path) -> 
 def test_a_folder_with_several_configs_wants_a_name(places: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         select(plain(), "score", 1).save(tmp_path, name)
-    with pytest.raises(ManifestError, match=r"which config\? .* holds 'a', 'b'"):
+    with pytest.raises(ManifestError, match=r"which config of .* there are: 'a', 'b'"):
         write_report(tmp_path)
     assert "b of " in write_report(tmp_path, "b").read_text("utf-8")
     with pytest.raises(CurateError, match="is a run"):
@@ -324,7 +324,7 @@ def test_a_folder_with_several_configs_wants_a_name(places: Path, tmp_path: Path
         write_report(tmp_path, "a", rows=0)
     with pytest.raises(CurateError, match="cannot be written"):
         write_report(tmp_path, "a", out=tmp_path / "no" / "x.html")
-    with pytest.raises(ManifestError, match="of a repo"):
+    with pytest.raises(ManifestError, match=r"which config of me/repo\?"):
         write_report("me/repo")
 
 
