@@ -30,8 +30,8 @@ def model_for(manifest: Mapping[str, Any], folder: str | Path | None) -> tuple[s
         if folder is None:
             return str(name), str(sha)
         raise ModelError(
-            f"model={Path(folder).name!r} was given, and the manifest names {name}@{str(sha)[:7]}, whose weights a folder "
-            "cannot be told to be: leave model= away."
+            f"model={Path(folder).name!r} was given, and the manifest names {name}@{str(sha)[:7]}, whose weights a "
+            "folder cannot be told to be: leave model= away."
         )
     if not digest:
         raise CannotRebuild("the manifest pins no model: neither a commit nor a digest of its weights")
@@ -41,8 +41,8 @@ def model_for(manifest: Mapping[str, Any], folder: str | Path | None) -> tuple[s
     found = source.digest or source.commit
     if found != digest:
         raise ModelError(
-            f"model={Path(folder).name!r} has the digest {str(found)[:12]}, and the manifest names {str(digest)[:12]}: give "
-            "the weights that scored."
+            f"model={Path(folder).name!r} has the digest {str(found)[:12]}, and the manifest names {str(digest)[:12]}: "
+            "give the weights that scored."
         )
     return str(folder), None
 

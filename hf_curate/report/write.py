@@ -91,8 +91,11 @@ def _of_config(
     target: str | Path, config_name: str | None, split: str | None, revision: str | None
 ) -> tuple[Pool, str]:
     from hf_curate.hub.load import curated_configs, load_curated
+    from hf_curate.hub.resolve import HUB_ID
 
     path = Path(target).expanduser()
+    if not path.is_dir() and not HUB_ID.fullmatch(str(target)):
+        raise ManifestError(f"{path.name[:80]!r} is neither a folder that exists nor a repo id ('owner/name').")
     if config_name is None:
         configs = list(curated_configs(path)) if path.is_dir() else []
         if len(configs) != 1:
