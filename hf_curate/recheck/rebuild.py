@@ -41,8 +41,8 @@ def model_for(manifest: Mapping[str, Any], folder: str | Path | None) -> tuple[s
     found = source.digest or source.commit
     if found != digest:
         raise ModelError(
-            f"model={Path(folder).name!r} has the digest {str(found)[:12]}, and the manifest names {str(digest)[:12]}: "
-            "give the weights that scored."
+            f"model={Path(folder).name!r} has the digest {str(found)[:12]}, and the manifest names {str(digest)[:12]}"
+            ": give the weights that scored."
         )
     return str(folder), None
 
