@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from hf_curate.hub.card import Card
     from hf_curate.hub.load import load_curated
     from hf_curate.hub.push import push
+    from hf_curate.recheck.contrast import diff_curated
+    from hf_curate.recheck.curated import verify_curated
+    from hf_curate.report.write import write_report
     from hf_curate.rollouts.rollouts import Rollouts
     from hf_curate.rollouts.server import ServerGenerator
     from hf_curate.rollouts.verify import verifier
@@ -47,12 +50,15 @@ _HOMES = {
     "Rollouts": "rollouts.rollouts",
     "Selection": "selection",
     "ServerGenerator": "rollouts.server",
+    "diff_curated": "recheck.contrast",
     "load_curated": "hub.load",
     "push": "hub.push",
     "score": "runs.local",
     "select": "selection",
     "step_scores": "gradients.alignment",
     "verifier": "rollouts.verify",
+    "verify_curated": "recheck.curated",
+    "write_report": "report.write",
 }
 
 __all__ = [
@@ -71,12 +77,15 @@ __all__ = [
     "Rollouts",
     "Selection",
     "ServerGenerator",
+    "diff_curated",
     "load_curated",
     "push",
     "score",
     "select",
     "step_scores",
     "verifier",
+    "verify_curated",
+    "write_report",
 ]
 
 

@@ -14,10 +14,13 @@ import numpy as np
 
 from hf_curate.budgets import Budget
 from hf_curate.comparisons import baselines, confounds, rollouts_account, verification
+from hf_curate.hub.evidence import claims
 from hf_curate.hub.lines import BATCH_ROWS, batches
 from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, versions
 from hf_curate.measures import rewards_column
-from hf_curate.scored import column_of, is_text, prefix_of, type_name
+from hf_curate.nested import nested_account
+from hf_curate.profiles import length_account, pass_rate_account, steps_account
+from hf_curate.scored import column_of, groups_of, is_text, prefix_of, type_name
 from hf_curate.sources import source_record
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def account(
     """
     sources = [name for name in choice.dataset.column_names if name not in added]
     where = source_record(source, choice.dataset, getattr(scorer, "fingerprint", None))
-    return {
+    found = {
         "schema": SCHEMA,
         "config_name": None,
         "split": None,
@@ -72,7 +75,12 @@ def account(
         "selector": _selector(choice, record),
         "model": record.get("model"),
         "budget": _budget(choice),
+        "nested": nested_account(choice),
+        "strata": _strata(choice),
         "scores": _summary(choice.scores, choice.kept),
+        "steps": steps_account(choice),
+        "length": length_account(choice),
+        "pass_rate": pass_rate_account(choice),
         "rollouts": rollouts_account(choice, record),
         "verification": verification(choice, subset, record),
         "confounds": confounds(choice, scorer),
@@ -82,7 +90,9 @@ def account(
         "versions": versions(),
         "command": _command(choice, record, where),
         "citations": [CITED[name] for name in [str(record.get("name"))] if name in CITED],
+        "training": None,
     }
+    return {**found, "claims": claims(found)}
 
 
 def _rows(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +103,26 @@ def _rows(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
     nulls = int(np.isnan(choice.scores).sum())
     if nulls > sum(failed.values()):
         failed["null without a reason"] = nulls - sum(failed.values())
+    repeated = _duplicates(choice, record)
     return {
         "in": len(choice.dataset),
         "scored": len(choice.dataset) - nulls,
         "failed": dict(sorted(failed.items(), key=lambda item: (-item[1], item[0]))),
-        "duplicate_prompts": _duplicates(choice, record),
+        "duplicate_prompts": None if repeated is None else repeated[0],
+        "duplicate_prompts_kept": None if repeated is None else repeated[1],
         "kept": len(choice.kept),
+    }
+
+
+def _strata(choice: Choice) -> dict[str, Any] | None:
+    """How many groups of the column `group` there are, and out of how many of them rows were kept."""
+    if choice.group is None:
+        return None
+    groups = groups_of(choice.dataset, choice.group)
+    return {
+        "column": choice.group,
+        "groups": len(np.unique(groups)),
+        "kept": len(np.unique(groups[choice.kept])),
     }
 
 
@@ -110,8 +134,9 @@ def _reasons(errors: Any) -> Iterator[str]:
     return (text.partition(":")[0] for text in told.to_pylist() if text and isinstance(text, str))
 
 
-def _duplicates(choice: Choice, record: Mapping[str, Any]) -> int | None:
-    """Rows whose prompt repeats that of an earlier row exactly; None where the columns are not known.
+def _duplicates(choice: Choice, record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows whose prompt repeats that of an earlier row exactly, among all and among the kept; None where the columns
+    are not known.
 
     Hashes of 64 bits are compared: two of ten million different prompts share one with a probability of 3e-6.
     """
@@ -122,8 +147,13 @@ def _duplicates(choice: Choice, record: Mapping[str, Any]) -> int | None:
     if not names:
         return None
     prompts = _prompts(dataset, names[0], columns)
-    hashes = [np.fromiter(map(hash, filter(None, some)), dtype=np.int64) for some in prompts]
-    ordered = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *hashes]))
+    found = [np.fromiter((hash(text) if text else 0 for text in some), dtype=np.int64) for some in prompts]
+    hashes = np.concatenate([np.empty(0, dtype=np.int64), *found])  # 0: no prompt
+    return _repeated(hashes), _repeated(hashes[choice.kept])
+
+
+def _repeated(hashes: np.ndarray) -> int:
+    ordered = np.sort(hashes[hashes != 0])
     return int((ordered[1:] == ordered[:-1]).sum())
 
 

@@ -1,4 +1,7 @@
-"""hf-curate: rollouts | score | select | push | run | inspect | demo. Options have the names of Python's arguments."""
+"""hf-curate: rollouts | score | select | push | run | inspect | report | verify | diff | demo.
+
+Options have the names of Python's arguments. Commands that read what is there are rooms of their own (`commands/`).
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from hf_curate.commands import demo, diff, inspect, push, report, verify
 from hf_curate.errors import CurateError
 from hf_curate.inputs import Rows, check_rows, first_rows, load_rows, rows_read_once, run_folder
 from hf_curate.rollouts import command
 from hf_curate.scoring import (
     DEFAULT,
-    EITHER,
     SCORE_HELP,
     SCORERS_HELP,
-    add_columns,
     add_model,
     add_options,
     check_policy,
@@ -37,12 +40,6 @@ Keep the best rows of a scored run under a budget, and write them as one config 
 
   hf-curate select runs/gsm8k --budget 20% --out curated --config grace-20pct
   hf-curate select runs/gsm8k --budget "2M tokens" --strategy random --out curated --config random-2m
-"""
-PUSH_HELP = """\
-Push the configs of a saved folder to a dataset repo on the Hub, all in one commit; what else is there stays untouched.
-
-  hf-curate push curated me/gsm8k-grace --dry-run
-  hf-curate push curated me/gsm8k-grace --config grace-20pct --private
 """
 RUN_HELP = """\
 Carry out a recipe: rollouts, score, select and push in one YAML file. What is there already is skipped.
@@ -64,18 +61,6 @@ select:
     random-20pct: {budget: 20%, strategy: random}
 push:
   repo_id: me/mine-curated
-"""
-INSPECT_HELP = """\
-Look before (or after) you leap: how the rows of a dataset are read, what a run holds, or what a saved config claims.
-
-  hf-curate inspect traces.jsonl --rows 3   prompt, steps and answer as a scorer will read them
-  hf-curate inspect rollouts.jsonl          prompt, responses and rewards, and whether they differ
-  hf-curate inspect runs/gsm8k              scores and failures of a run
-  hf-curate inspect curated --config grace-20pct    what was chosen and how, checked against the data
-"""
-DEMO_HELP = """\
-Score, select, save and load the small dataset that ships with hf_curate, with the small model that ships with it.
-No network and no GPU; about a minute on two cores.
 """
 
 
@@ -121,14 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_rollouts(commands)
     _add_score(commands)
     _add_select(commands)
-    _add_push(commands)
+    _add_room(commands, push)
     _add_recipe(commands)
-    _add_inspect(commands)
-    demo = _command(commands, "demo", DEMO_HELP, _demo)
-    demo.add_argument(
-        "--out", default="hf-curate-demo", metavar="FOLDER", help="where to write (default: %(default)s)"
-    )
-    demo.add_argument("--seed", type=int, default=0, help="of the random baseline (default: %(default)s)")
+    for room in (inspect, report, verify, diff, demo):
+        _add_room(commands, room)
     return parser
 
 
@@ -141,6 +122,11 @@ def _command(commands: Any, name: str, description: str, run: Any) -> argparse.A
     )
     parser.set_defaults(run=run, alone=True)
     return parser
+
+
+def _add_room(commands: Any, room: ModuleType) -> None:
+    """A command that lives in a room of its own: HELP, `add_options` and `run`."""
+    room.add_options(_command(commands, room.__name__.rpartition(".")[2], room.HELP, room.run))
 
 
 def _add_rollouts(commands: Any) -> None:
@@ -226,37 +212,12 @@ def _add_select(commands: Any) -> None:
     parser.add_argument("--source", help="what the card calls the source (default: what was scored)")
 
 
-def _add_push(commands: Any) -> None:
-    parser = _command(commands, "push", PUSH_HELP, _push)
-    parser.add_argument("folder", metavar="FOLDER", help="folder that `hf-curate select` wrote")
-    parser.add_argument("repo_id", metavar="REPO", help="owner/name; created if it is not there")
-    parser.add_argument("--config", metavar="NAME", action="append", help="only this config (may be repeated)")
-    parser.add_argument(
-        "--private", action=argparse.BooleanOptionalAction, help="of a new repo (default: as the source)"
-    )
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
-    parser.add_argument("--commit-message", metavar="TEXT", help="default: names the configs")
-    parser.add_argument("--allow-gated", action="store_true", help="copy rows of a gated source")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
-
-
 def _add_recipe(commands: Any) -> None:
     parser = _command(commands, "run", RUN_HELP, _run_recipe)
     parser.epilog = RUN_MORE
     parser.set_defaults(commands=commands)
     parser.add_argument("recipe", metavar="RECIPE", help="a .yaml file; its paths start where the command runs")
     parser.add_argument("--dry-run", action="store_true", help="print the stages and what is there, and do nothing")
-
-
-def _add_inspect(commands: Any) -> None:
-    parser = _command(commands, "inspect", INSPECT_HELP, _inspect)
-    parser.add_argument("target", metavar="TARGET", help="a source, a run folder, or a dataset repo folder")
-    parser.add_argument("--rows", type=int, default=3, help="rows of a source to show (default: %(default)s)")
-    parser.add_argument("--config", metavar="NAME", help="config of a dataset repo folder")
-    parser.add_argument("--split", help="split of the config")
-    parser.add_argument("--json", action="store_true", help="the whole manifest of the config, as JSON")
-    add_columns(parser)
 
 
 def _quiet() -> None:
@@ -413,39 +374,6 @@ def _select(arguments: argparse.Namespace) -> None:
     _next(arguments, f'load_dataset("{arguments.out}", "{arguments.config}", split="{arguments.split}")')
 
 
-def _push(arguments: argparse.Namespace) -> None:
-    from hf_curate.hub.files import staged_in
-    from hf_curate.hub.load import curated_configs
-    from hf_curate.hub.push import PushPlan, push_staged
-
-    folder = Path(arguments.folder).expanduser()
-    there = curated_configs(folder)
-    wanted = arguments.config or list(there)
-    missing = [name for name in wanted if name not in there]
-    if missing or not wanted:
-        raise CurateError(
-            f"{folder.name!r} holds {'no config ' + repr(missing[0]) if missing else 'no curated config'}; there are: "
-            f"{', '.join(map(repr, there)) or 'none'}."
-        )
-    done = push_staged(
-        [staged_in(folder, name, split) for name in wanted for split in there[name]],
-        arguments.repo_id,
-        private=arguments.private,
-        create_pr=arguments.create_pr,
-        revision=arguments.revision,
-        commit_message=arguments.commit_message,
-        allow_gated=arguments.allow_gated,
-        dry_run=arguments.dry_run,
-    )
-    if isinstance(done, PushPlan):
-        print(done)
-        return
-    print(done.pr_url or done.commit_url)
-    revision = done.pr_revision or arguments.revision
-    at = f', revision="{revision}"' if revision else ""
-    _next(arguments, f'load_dataset("{arguments.repo_id}", "{wanted[0]}", split="{there[wanted[0]][0]}"{at})')
-
-
 def _run_recipe(arguments: argparse.Namespace) -> int:
     from hf_curate.recipe import read_recipe
     from hf_curate.stages import carry_out
@@ -453,30 +381,6 @@ def _run_recipe(arguments: argparse.Namespace) -> int:
     recipe = read_recipe(Path(arguments.recipe).expanduser(), arguments.commands.choices)
     _quiet()
     return carry_out(recipe, dry_run=arguments.dry_run)
-
-
-def _inspect(arguments: argparse.Namespace) -> None:
-    from hf_curate.inspect import inspect_config, inspect_run, inspect_source
-    from hf_curate.runs.local import RECORD_FILE
-
-    path = Path(arguments.target).expanduser()
-    if arguments.json and ((path / RECORD_FILE).is_file() or not path.is_dir()):
-        raise CurateError(f"--json shows the manifest of a saved config, and {path.name!r} is no folder with one.")
-    if (path / RECORD_FILE).is_file():
-        text = inspect_run(path)
-    elif path.is_dir():
-        text = inspect_config(path, arguments.config, arguments.split, whole=arguments.json)
-    else:
-        columns = {role: getattr(arguments, role) for role in EITHER if role != "split_steps"}
-        text = inspect_source(arguments.target, arguments.rows, columns, arguments.split_steps or "auto")
-    print(text)
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from hf_curate.demo.run import run_demo
-
-    _quiet()
-    run_demo(Path(arguments.out), seed=arguments.seed)
 
 
 if __name__ == "__main__":

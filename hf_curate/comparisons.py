@@ -80,6 +80,7 @@ def verification(choice: Choice, subset: Dataset, record: Mapping[str, Any]) -> 
     named = isinstance(contract, Mapping)
     return {
         "verifier": contract if named else None,
+        "policy": made.get("model") if named else None,
         "sampling": {name: settings.get(name) for name in SAMPLED} if named else None,
         "outcomes": None if counts[0] is None else {"all": counts[0], "kept": counts[1]},
     }

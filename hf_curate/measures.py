@@ -91,6 +91,40 @@ def rollout_measures(dataset: Dataset, record: Mapping[str, Any]) -> dict[str, n
     return found
 
 
+def by_position(
+    dataset: Dataset, name: str, parts: Mapping[str, np.ndarray], positions: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """Sums and numbers of the items of a column of lists by their relative place; None where there is no such column.
+
+    Args:
+        name: of a column of lists of numbers; items that are not finite are left out.
+        parts: part -> [n] bool, its rows.
+        positions: equal parts of a list; item k of K, from 0, is in part floor(positions (k + 1/2) / K).
+
+    Returns:
+        part -> ([positions] float64 sums, [positions] int64 numbers of items).
+    """
+    if name not in dataset.column_names or not is_number(_item(dataset.data.schema.field(name).type)):
+        return None
+    rows = len(dataset.data.column(name))
+    view = np.arange(rows) if dataset._indices is None else np.asarray(dataset._indices.column(0))
+    times = {part: np.bincount(view[mask], minlength=rows) for part, mask in parts.items()}
+    found = {part: (np.zeros(positions), np.zeros(positions, dtype=np.int64)) for part in parts}
+    begin = 0
+    for lists in _chunks(dataset, name):
+        count, items = _flat(lists)
+        values, row = _floats(items), np.repeat(np.arange(len(count)), count)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+        bins = (positions * (2 * place + 1)) // (2 * count[row])
+        known = np.isfinite(values)
+        for part, (sums, counts) in found.items():
+            weight = np.where(known, times[part][begin + row], 0)
+            sums += np.bincount(bins, weights=np.where(known, values, 0.0) * weight, minlength=positions)
+            counts += np.bincount(bins, weights=weight, minlength=positions).astype(np.int64)
+        begin += len(count)
+    return found
+
+
 def differ(low: Any, high: Any) -> Any:
     """Whether rewards from `low` to `high` differ by more than rounding; numbers or arrays."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -3,9 +3,10 @@ how."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,25 @@ class Selection:
         from hf_curate.hub.card import Card
 
         return Card(self.manifest)
+
+    def with_training(self, run: Mapping[str, Any]) -> Selection:
+        """The selection with the record of a training run on it: the one evidence that its card has for "helps".
+
+        run: whatever says what was trained, on what, compared with what, in absolute numbers, and by which command; it
+            is printed as it is, and nobody checks it.
+
+        Raises CurateError for an empty record, or one that is no JSON.
+        """
+        from hf_curate.hub.evidence import claims
+
+        try:
+            record = json.loads(json.dumps(dict(run), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise CurateError(f"the record of a training run must be JSON, names to values: {error}.") from error
+        if not record:
+            raise CurateError("the record of a training run is empty: say what was trained, and what came out.")
+        manifest = {**self.manifest, "training": record}
+        return replace(self, manifest={**manifest, "claims": claims(manifest)})
 
     def save(self, folder: str | Path, config_name: str, *, split: str = "train") -> Path:
         """Writes the files of a Hub dataset repo: parquet, manifest, plots and README.md; other configs stay

@@ -539,8 +539,8 @@ def test_a_selection_of_rollouts_is_saved_and_loaded_back(picked: Selection, tmp
     again = load_curated(tmp_path, "gradalign-20pct")
     assert again.problems == []
     assert again.manifest["rollouts"] == picked.manifest["rollouts"]
-    assert again.card["How it was chosen"]["Rollouts"].body
-    assert "#### Rollouts" in (tmp_path / "README.md").read_text("utf-8")
+    assert again.card["What makes it useful"]["Pass rate"].body
+    assert "#### Pass rate" in (tmp_path / "README.md").read_text("utf-8")
 
 
 def test_manifests_from_before_rollouts_still_load_and_have_a_card(picked: Selection, tmp_path: Path) -> None:
@@ -549,7 +549,7 @@ def test_manifests_from_before_rollouts_still_load_and_have_a_card(picked: Selec
     Selection(picked.dataset, picked.indices, older).save(tmp_path, "c")
     again = load_curated(tmp_path, "c")
     assert again.problems == []
-    assert "Rollouts" not in again.card["How it was chosen"].sections
+    assert again.card["What makes it useful"]["Pass rate"].body.startswith("Not measured")
 
 
 def test_a_large_list_of_rewards_survives_a_round_trip(tmp_path: Path) -> None:
@@ -600,9 +600,12 @@ def test_the_contract_and_its_outcomes_are_in_the_manifest_and_on_the_card(data:
         assert found["outcomes"][name] == {kind: every.count(kind) for kind in set(every)}
     assert found["sampling"]["seed"] == 5
     card = Card(kept.manifest | {"config_name": "c", "split": "train"}).render()
-    assert "Rewards come from the contract `exact`, version `1`" in card
+    assert "a matter of the contract `exact`, version `1`" in card
     assert "calls 1/2 and 0.5 different" in card
-    assert f"| right | {found['outcomes']['all']['right']:,} | {found['outcomes']['kept']['right']:,} |" in card
+    cells = []
+    for counts in (found["outcomes"]["all"], found["outcomes"]["kept"]):
+        cells += [f"{counts['right']:,}", f"{100 * counts['right'] / sum(counts.values()):.1f} %"]
+    assert f"| right | {' | '.join(cells)} |" in card
     assert "Rewards are taken as given" not in card
 
 

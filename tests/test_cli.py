@@ -26,7 +26,7 @@ from hf_curate.demo import world
 from hf_curate.scoring import KINDS, OPTIONS
 
 GOLDEN = Path(__file__).parent / "goldens" / "cli_help.txt"
-COMMANDS = ("", "rollouts", "score", "select", "push", "run", "inspect", "demo")
+COMMANDS = ("", "rollouts", "score", "select", "push", "run", "inspect", "report", "verify", "diff", "demo")
 
 
 def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

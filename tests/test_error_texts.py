@@ -23,7 +23,17 @@ from rollouts import policy, solved, tokenizer
 from safetensors.torch import load_file, save_file
 
 import hf_curate.demo
-from hf_curate import AccuracyGreedyScorer, GraceScorer, Rollouts, load_curated, score, select
+from hf_curate import (
+    AccuracyGreedyScorer,
+    GraceScorer,
+    Rollouts,
+    diff_curated,
+    load_curated,
+    score,
+    select,
+    verify_curated,
+    write_report,
+)
 from hf_curate.budgets import parse_budget
 from hf_curate.curriculum.selector import OnlineSelector
 from hf_curate.errors import CurateError, MissingPackageError
@@ -313,11 +323,36 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "load: which split": lambda folder: load_curated(saved(folder), "grace"),
     "load: another split": lambda folder: load_curated(saved(folder), "grace", split="test"),
     "load: files are gone": lambda folder: load_curated(without_files(saved(folder)), "grace", split="dev"),
+    "report: rows": lambda folder: write_report(saved(folder), "grace", rows=0),
+    "report: no such folder": lambda folder: write_report(folder / "repo"),
+    "report: which config of a repo": lambda _: write_report("me/repo"),
+    "report: a budget of a config": lambda folder: write_report(saved(folder), "grace", budget="10%"),
+    "report: the file cannot be written": lambda folder: write_report(
+        saved(folder), "grace", split="train", out=folder / "no" / "report.html"
+    ),
+    "verify: rows": lambda folder: verify_curated(saved(folder), "grace", rows=-1),
+    "verify: a model beside a commit": lambda folder: verify_curated(
+        saved(folder), "grace", split="train", model=hf_curate.demo.MODEL
+    ),
+    "verify: other weights": lambda folder: verify_curated(of_other_weights(folder), "c", model=hf_curate.demo.MODEL),
+    "verify: the source is not there": lambda folder: verify_curated(
+        saved(folder), "grace", split="train", source="missing.parquet"
+    ),
+    "diff: which config": lambda folder: diff_curated(str(saved(folder)), "curated:grace"),
+    "training: empty": lambda _: select(plain(), "score", 1).with_training({}),
+    "training: no JSON": lambda _: select(plain(), "score", 1).with_training({"accuracy": float("nan")}),
     "manifest: not JSON": lambda folder: read_manifest(with_manifest(folder, "{")),
     "manifest: missing": lambda folder: read_manifest(folder / "train.manifest.json"),
     "manifest: another schema": lambda folder: read_manifest(with_manifest(folder, '{"schema": "other/2"}')),
     "manifest: incomplete": lambda folder: read_manifest(with_manifest(folder, '{"schema": "hf_curate/manifest/1"}')),
 }
+
+
+def of_other_weights(folder: Path) -> Path:
+    """A config whose scores came from a folder of other weights than the demo's."""
+    picked = select(pool(), Scorer(), "20%")
+    picked.manifest["model"] = {**picked.manifest["model"], "id": "mine", "sha": None, "digest": "0" * 64}
+    return picked.save(folder / "other", "c")
 
 
 def other_schema(folder: Path) -> Path:

@@ -62,5 +62,5 @@ def test_a_card_renders_from_the_wheel_alone(unpacked: Path, tmp_path: Path) -> 
     place, cards, *card = done.stdout.splitlines()
     assert Path(place) == unpacked
     assert Path(cards) == unpacked / "hf_curate" / "_cards"
-    assert "## How it was chosen" in "\n".join(card) or "### How it was chosen" in "\n".join(card)
+    assert "### How it was constructed" in "\n".join(card)
     assert "1,495 of 7,473 rows" in "\n".join(card)

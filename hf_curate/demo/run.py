@@ -15,6 +15,8 @@ import numpy as np
 
 from hf_curate.demo import MODEL, TRACES, load_traces
 from hf_curate.errors import CurateError
+from hf_curate.report.write import FILE as REPORT
+from hf_curate.report.write import report_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,22 +40,24 @@ def run_demo(out: Path, *, seed: int = 0) -> None:
     damaged = sum(kind != "none" for kind in traces["damage"])
     print(f"1. score   {len(traces)} traces of chained arithmetic, {damaged} of them damaged on purpose", flush=True)
     with _one_thread():
-        picked = _pick(traces, seed)
+        picked, scored = _pick(traces, seed)
     with no_bars():
         chosen = picked["GRACE, representation"]
         print(f"2. select  {chosen!r}")
         chosen.save(out, CONFIG)
+        report = report_of(scored, chosen, f"{CONFIG} of the demo", out / REPORT)
         files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
         print(f"3. save    {out}/: {', '.join(files)}")
         again = load_dataset(str(out), CONFIG, split="train")
         rows = len(again)  # type: ignore[arg-type]
         print(f"4. load    load_dataset({str(out)!r}, {CONFIG!r}, split='train') -> {rows} rows\n")
     print(_table(traces, picked))
-    print(f"\nThe card: {out / 'README.md'}    ({time.perf_counter() - start:.0f} s)")
+    print(f"\nThe card: {out / 'README.md'}    The report, rows and all: {report}")
+    print(f"({time.perf_counter() - start:.0f} s)")
 
 
-def _pick(traces: Dataset, seed: int) -> dict[str, Selection]:
-    """Selector -> what it keeps, in the order of the table."""
+def _pick(traces: Dataset, seed: int) -> tuple[dict[str, Selection], Dataset]:
+    """(selector -> what it keeps, in the order of the table; the traces as the first proxy scored them)."""
     from hf_curate.gradients.alignment import PROXIES
     from hf_curate.runs.local import score
     from hf_curate.runs.progress import no_bars
@@ -62,16 +66,19 @@ def _pick(traces: Dataset, seed: int) -> dict[str, Selection]:
 
     picked: dict[str, Selection] = {}
     others: dict[str, Selection] = {}
+    first: Dataset | None = None
     for proxy in PROXIES:
         scorer = GraceScorer(MODEL, proxy=proxy, dtype="float32")
         scored = score(traces, scorer, batch_rows=32 if proxy == "exact" else 256)
         with no_bars():
             picked[f"GRACE, {proxy}"] = select(scored, scorer, budget=BUDGET, seed=seed, source=str(TRACES))
-            if not others:
+            if first is None:
+                first = scored
                 for name in BASELINES:
                     chosen = select(scored, scorer, budget=BUDGET, strategy=name, seed=seed)
                     others[name.replace("_", " ")] = chosen
-    return {**picked, **others}
+    assert first is not None  # there are proxies
+    return {**picked, **others}, first
 
 
 @contextmanager
@@ -95,7 +102,8 @@ def _make_room(out: Path) -> None:
             f"{out.name!r} exists and is not the folder of an earlier demo: give another one with --out."
         )
     shutil.rmtree(out / CONFIG, ignore_errors=True)
-    (out / "README.md").unlink(missing_ok=True)
+    for name in ("README.md", REPORT):
+        (out / name).unlink(missing_ok=True)
 
 
 def _table(traces: Dataset, picked: dict[str, Selection]) -> str:

@@ -11,6 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,35 +20,42 @@ import jinja2
 
 from hf_curate.errors import CurateError, ManifestError
 from hf_curate.hub import markdown
+from hf_curate.hub.evidence import claims
 
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
-    "Load": ("load", {}),
-    "How it was chosen": (
+    "What is in it": ("objects", {"Load": "load", "Columns": "columns"}),
+    "What makes it useful": (
+        "useful",
+        {
+            "Verification contract": "verification",
+            "Scores": "scores",
+            "Scores of steps": "steps",
+            "Length": "length",
+            "Pass rate": "pass_rate",
+            "Confounds": "confounds",
+            "Overlap with simpler choices": "overlap",
+            "Audit against exact gradients": "audit",
+        },
+    ),
+    "How it was constructed": (
         "chosen",
         {
+            "Source and licence": "lineage",
+            "Rows": "rows",
             "Settings": "settings",
             "Direction": "direction",
-            "Rows": "rows",
-            "Rollouts": "rollouts",
-            "Verification": "verification",
+            "Reproduce": "reproduce",
+            "Versions": "versions",
+            "Digests": "digests",
         },
     ),
-    "Scores": (
-        "scores",
-        {
-            "Confounds": "confounds",
-            "Audit against exact gradients": "audit",
-            "Overlap with simpler choices": "overlap",
-        },
-    ),
-    "Columns": ("columns", {}),
-    "Lineage and licence": ("lineage", {}),
+    "How it scales": ("scales", {"Training": "training"}),
     "Limits": ("limits", {}),
-    "Reproduce": ("reproduce", {"Versions": "versions", "Digests": "digests"}),
     "Citation": ("citation", {}),
 }
-"""Titles in their order, the template of each body, and the sections below it; one of those whose body is empty is
-left out."""
+"""Titles in their order, which is that of the four questions: what is in it, what makes it useful, how was it made,
+how does it scale; the template of each body, and the sections below it. One of those whose body is empty is left
+out."""
 
 LABELS: dict[str, dict[str, str]] = {
     "confound_labels": {
@@ -73,6 +81,13 @@ LABELS: dict[str, dict[str, str]] = {
         "without_signal": "without signal",
         "always_right": "always right",
         "always_wrong": "always wrong",
+    },
+    "object_labels": {
+        "problem": "problem",
+        "behaviour": "behaviour: the traces or rollouts",
+        "feedback": "feedback: rewards and scores",
+        "attribution": "attribution: where the row was",
+        "other": "other columns of the source",
     },
     "digest_labels": {"source_row": "the chosen row numbers", "rows": "the source columns of the kept rows"},
 }
@@ -131,8 +146,9 @@ class Card(Section):
     """The card of one config and split.
 
     Args:
-        manifest (`dict`): the manifest of the selection (schema hf_curate/manifest/1).
-        plots (`dict[str, str]`, *optional*): plot name -> path of its PNG relative to README.md; "scores" is known.
+        manifest (`dict`): the manifest of the selection (schema hf_curate/manifest/2; what 1 lacks is "not measured").
+        plots (`dict[str, str]`, *optional*): plot name -> path of its PNG relative to README.md; "scores", "steps",
+            "length", "pass_rate" and "nested" are known.
         repo_id (`str`, *optional*): the repo or folder that the load snippet names.
 
     Raises:
@@ -140,7 +156,7 @@ class Card(Section):
 
     Example:
         >>> card = Card(manifest, plots={"scores": "grace-20pct/train.scores.png"})    # doctest: +SKIP
-        >>> card["How it was chosen"]["Settings"].body                                 # doctest: +SKIP
+        >>> card["How it was constructed"]["Settings"].body                            # doctest: +SKIP
     """
 
     def __init__(
@@ -157,13 +173,17 @@ class Card(Section):
                 "how": how(manifest),
                 "unranked": UNRANKED.get(str(manifest["selector"]["strategy"])),
                 "is_property": is_property(str(manifest["selector"]["column"])),
-                "direction_model": _direction_model(manifest["selector"].get("direction")),
+                "direction_model": model_of(manifest["selector"].get("direction")),
+                "claims": _claims(manifest),
+                "objects": objects(manifest),
+                "policy": model_of({"model": _part(manifest, "verification").get("policy")}),
+                "rerun": rerun(_part(_part(manifest, "verification"), "verifier")),
                 **LABELS,
             }
-            environment = _environment()
+            room = environment()
 
             def body(name: str) -> str:
-                return environment.get_template(f"{name}.md.j2").render(context).strip()
+                return room.get_template(f"{name}.md.j2").render(context).strip()
 
             title = f"{markdown.escape(manifest['config_name'])}, split {markdown.escape(manifest['split'])}"
             sections = {name: Section(name, body(part), _below(subs, body)) for name, (part, subs) in PARTS.items()}
@@ -189,11 +209,59 @@ def is_property(column: str) -> frozenset[str]:
     return IS_PROPERTY.get(column, frozenset({end} & {"tokens", "loss"}))
 
 
-def _direction_model(direction: Any) -> str | None:
-    model = direction.get("model") if isinstance(direction, Mapping) else None
+def model_of(record: Any) -> str | None:
+    """The name of the model in a record that others may have written; None where there is none."""
+    model = record.get("model") if isinstance(record, Mapping) else None
     if not isinstance(model, Mapping):
         return None
     return model_name({"model": {name: model.get(name) and str(model[name]) for name in ("id", "sha", "digest")}})
+
+
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = record.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _claims(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The evidence for each claim; of a manifest that was written before there was any, what its parts show."""
+    return _part(manifest, "claims") or claims(manifest)
+
+
+def objects(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What a row holds: part -> columns, each once, in the order of the four parts of a reasoning sample."""
+    found = {part: list(manifest["columns"][part]) for part in ("source", "scores", "added")}
+    named = _part(_part(manifest["selector"], "settings"), "columns")
+    said = {role: name for role, name in named.items() if isinstance(name, str)}
+    roles = {
+        "problem": ("prompt", "messages"),
+        "behaviour": ("completion", "steps", "responses", "response_ids"),
+        "feedback": ("rewards", "answer"),
+    }
+    parts = {part: [said[role] for role in own if role in said] for part, own in roles.items()}
+    judged = _part(_part(manifest, "verification"), "verifier").get("columns")
+    parts["feedback"] += [*(judged if isinstance(judged, list) else []), "rollouts_outcomes"]
+    parts = {part: [name for name in names if name in found["source"]] for part, names in parts.items()}
+    known = {name for names in parts.values() for name in names}
+    parts["feedback"] += found["scores"]
+    parts["attribution"] = found["added"]
+    parts["other"] = [name for name in found["source"] if name not in known]
+    return {part: list(dict.fromkeys(names)) for part, names in parts.items() if names}
+
+
+def rerun(contract: Mapping[str, Any]) -> str | None:
+    """The lines of Python that judge rollouts by a contract again; None for one that its name does not make."""
+    name, options = contract.get("name"), contract.get("options")
+    if contract.get("kind") != "deterministic checker" or not isinstance(name, str) or not isinstance(options, dict):
+        return None
+    given = "".join(f", {option}={value!r}" for option, value in options.items() if str(option).isidentifier())
+    named = contract.get("columns")
+    columns = [name for name in named if str(name).isidentifier()] if isinstance(named, list) else []
+    return (
+        "from hf_curate import verifier\n\n"
+        f"judge = verifier({name!r}{given})\n"
+        f"rewards = judge(completions=responses{''.join(f', {column}={column}' for column in columns)})"
+        "    # lists with one entry for each rollout"
+    )
 
 
 def source_name(manifest: Mapping[str, Any]) -> str:
@@ -234,8 +302,9 @@ def templates() -> Path:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """What the templates are rendered in: strict, and every expression escaped for Markdown."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates()),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -243,7 +312,7 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # HTML escaping would be the wrong one: `finalize` escapes for Markdown
         finalize=markdown.escape,
     )
-    environment.filters |= {
+    made.filters |= {
         "code": markdown.code,
         "fence": markdown.fence,
         "literal": markdown.literal,
@@ -252,8 +321,16 @@ def _environment() -> jinja2.Environment:
         "label": lambda name, labels: markdown.Safe(labels[name]) if name in labels else markdown.code(name),
         "path": lambda path: markdown.Safe(quote(path, safe="/.-_~")),
         "flat": _flat,
+        "budget": budget_words,
+        "total": _total,
     }
-    return environment
+    return made
+
+
+def _total(values: Any) -> Any:
+    """The sum of numbers; of anything else there is none."""
+    numbers = list(values)
+    return sum(numbers) if all(isinstance(value, Real) for value in numbers) else None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from hf_curate.errors import CurateError, MissingPackageError
 from hf_curate.hub.card import Card, Section
+from hf_curate.hub.comparison import Compared, comparison, is_comparison
 from hf_curate.hub.lines import batches
 from hf_curate.hub.manifest import (
     check_names,
@@ -25,7 +28,10 @@ from hf_curate.hub.manifest import (
     shard_name,
     with_files,
 )
-from hf_curate.hub.readme import merge_readme
+from hf_curate.hub.others import in_folder, of_files
+from hf_curate.hub.readme import merge_readme, with_comparison
+from hf_curate.plots import draw
+from hf_curate.plots.draw import PLOTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,10 +68,20 @@ class Staged:
     def parquet(self) -> list[str]:
         return sorted(path for path in self.files if path.endswith(".parquet"))
 
+    @property
+    def shards(self) -> list[Path]:
+        return [self.files[path] for path in self.parquet]
+
     def replaces(self, path: str) -> bool:
-        """Whether a file of the repo is a shard of this config and split, of whatever content."""
+        """Whether a file of the repo is a shard or a plot of this config and split, of whatever content."""
         folder, _, name = path.rpartition("/")
-        return folder == self.config_name and is_shard(name, self.split)
+        own = is_shard(name, self.split) or name in {plot_name(self.split, plot) for plot in PLOTS}
+        return folder == self.config_name and own
+
+
+def plot_name(split: str, plot: str) -> str:
+    """File name of a plot in the folder of its config."""
+    return f"{split}.{plot}.png"
 
 
 def stage(
@@ -109,15 +125,26 @@ def staged_in(folder: Path, config_name: str, split: str) -> Staged:
             "config again."
         )
     paths = [f"{config_name}/{name}" for name in names]
-    plot = f"{config_name}/{split}.scores.png"
-    plots = {"scores": plot} if (folder / plot).is_file() else {}
+    there = {plot: f"{config_name}/{plot_name(split, plot)}" for plot in PLOTS}
+    plots = {plot: path for plot, path in there.items() if (folder / path).is_file()}
     paths += [f"{config_name}/{split}.manifest.json", *plots.values()]
     return Staged(manifest, {path: folder / path for path in paths}, plots)
 
 
-def full_card(part: Staged) -> Section:
-    """The card of a staged config and split."""
-    return Card(dict(part.manifest), part.plots)
+CARD_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, jinja2.TemplateError)
+"""What a manifest of another make-up (or an installation without templates) makes of a card: no data is lost by it."""
+
+
+def full_card(part: Staged, repo_id: str | None = None) -> Section:
+    """The card of a staged config and split; a minimal one, and a warning, where it cannot be written."""
+    try:
+        return Card(dict(part.manifest), part.plots, repo_id=repo_id)
+    except CARD_ERRORS as error:
+        why = first(error)
+        logger.warning(
+            "The card of %r is a minimal one, the whole one could not be written: %s", part.config_name, why
+        )
+        return minimal_card(part)
 
 
 def minimal_card(part: Staged) -> Section:
@@ -127,14 +154,29 @@ def minimal_card(part: Staged) -> Section:
 
 
 def merged_readme(
-    before: str | None, staged: Sequence[Staged], make: Callable[[Staged], Section] = full_card
+    before: str | None,
+    staged: Sequence[Staged],
+    make: Callable[[Staged], Section] = full_card,
+    others: Sequence[Compared] = (),
 ) -> tuple[str, list[str]]:
-    """The README with a section for each staged config and split, and sentences that the user should read."""
+    """The README with a section for each staged config and split, and sentences that the user should read.
+
+    others: the other configs of the place it is for, to compare these with.
+    """
     text, notes = before, []
     for part in staged:
         text, more = merge_readme(text, part.manifest, card=make(part), title=TITLE)
         notes += more
-    return text or "", notes
+    compared = [*others, *(Compared(part.manifest, None) for part in staged)]
+    if text is None or not is_comparison(compared):
+        return text or "", notes
+    try:
+        entries = [*others, *(of_files(part.manifest, part.shards) for part in staged)]
+        text, more = with_comparison(text, comparison(entries))
+    except CARD_ERRORS as error:
+        logger.warning("The configs are not compared in the card: %s", first(error))
+        return text, notes
+    return text, [*notes, *more]
 
 
 def save(selection: Selection, folder: Path, config_name: str, split: str) -> Path:
@@ -145,7 +187,8 @@ def save(selection: Selection, folder: Path, config_name: str, split: str) -> Pa
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".hf_curate-") as unfinished:
             staged = stage(selection, Path(unfinished), config_name, split)
-            text, notes = merged_readme(_text(readme), [staged])
+            others = in_folder(folder, {(config_name, split)})
+            text, notes = merged_readme(_text(readme), [staged], others=others)
             (Path(unfinished) / "README.md").write_bytes(text.encode("utf-8"))
             own = folder / config_name
             own.mkdir(exist_ok=True)
@@ -206,14 +249,26 @@ def _in_one_piece(rows: Dataset, path: Path) -> Dataset:
 
 
 def _plots(manifest: dict, config_name: str, split: str) -> tuple[dict[str, str], dict[str, bytes]]:
-    """({plot: path in the repo}, {path: PNG}); without matplotlib a card has no pictures, and the log says why."""
-    from hf_curate.report import plot_scores
+    """({plot: path in the repo}, {path: PNG}). What cannot be drawn is left out of the card, and the log says why."""
+    plots: dict[str, str] = {}
+    images: dict[str, bytes] = {}
+    for name in PLOTS:
+        try:
+            if not draw.has(name, manifest):
+                continue
+            image = draw.plot(name, manifest)
+        except MissingPackageError as error:
+            logger.warning("%s; the card is written without plots.", error)
+            return {}, {}
+        except Exception as error:  # noqa: BLE001 - whatever a drawing library raises: no picture is worth the data
+            logger.warning("The plot %r could not be drawn (%s); the card is written without it.", name, first(error))
+            continue
+        plots[name] = f"{config_name}/{plot_name(split, name)}"
+        images[plots[name]] = image
+    return plots, images
 
-    if not manifest["scores"]["histogram"]:
-        return {}, {}
-    path = f"{config_name}/{split}.scores.png"
-    try:
-        return {"scores": path}, {path: plot_scores(manifest)}
-    except MissingPackageError as error:
-        logger.warning("%s; the card is written without it.", error)
-        return {}, {}
+
+def first(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

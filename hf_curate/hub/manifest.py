@@ -18,7 +18,9 @@ from hf_curate.hub.lines import batches, json_lines
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SCHEMA = "hf_curate/manifest/1"
+SCHEMA = "hf_curate/manifest/2"
+READABLE = ("hf_curate/manifest/1", SCHEMA)
+"""The first lacks nested budgets, profiles (steps, length, pass_rate), strata and claims; a card says so."""
 SOURCE_ROW = "source_row"
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
@@ -158,9 +160,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         why = (getattr(error, "strerror", None) or str(error))[:120]
         raise ManifestError(f"{path.name} cannot be read ({why}): save the config again.") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA:
+    if schema not in READABLE:
         raise ManifestError(
-            f"{path.name} has the schema {_short(schema)}; this version of hf_curate reads {SCHEMA!r}."
+            f"{path.name} has the schema {_short(schema)}; this version of hf_curate reads "
+            f"{' and '.join(map(repr, READABLE))}."
         )
     for place, kind in _NEEDED.items():
         value: Any = manifest

@@ -86,12 +86,13 @@ def number(value: Any, decimals: int | None = None) -> Safe:
         return escape(value)
     if isinstance(value, Integral):
         return Safe(f"{int(value):,}")
-    return Safe(f"{float(value):.4g}" if decimals is None else f"{float(value):.{decimals}f}")
+    text = f"{float(value):.4g}" if decimals is None else f"{float(value):.{decimals}f}"
+    return Safe(text.removeprefix("-") if not text.strip("-0.") else text)  # no "-0.00"
 
 
 def percent(part: Any, whole: Any) -> Safe:
     """`part` of `whole` as "20.0 %"; two significant digits below 0.1 %; "n/a" where there is no whole."""
-    if not whole:
+    if not whole or not all(isinstance(value, Real) for value in (part, whole)):
         return Safe("n/a")
     share = 100.0 * float(part) / float(whole)
     return Safe(f"{share:.2g} %" if 0 < share < 0.1 else f"{share:.1f} %")

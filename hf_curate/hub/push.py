@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,9 +32,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from hf_curate.errors import ConfigNameError, HubError
+from hf_curate.hub.comparison import Compared
 from hf_curate.hub.files import Staged, full_card, merged_readme, minimal_card, stage
 from hf_curate.hub.manifest import check_names, data_files
 from hf_curate.hub.markdown import visible
+from hf_curate.hub.others import in_repo
 from hf_curate.hub.resolve import HUB_ID, UNREACHABLE, check_token
 
 if TYPE_CHECKING:
@@ -141,7 +144,8 @@ def push_staged(
     refused = None
     for attempt in range(ATTEMPTS):
         head, before, there = _head(api, repo_id, revision, missing_ok=dry_run)
-        readme, notes = _readme(before, staged, repo_id, refused)
+        own = {(part.config_name, part.split) for part in staged}
+        readme, notes = _readme(before, staged, repo_id, refused, in_repo(api, repo_id, head, there, own))
         notes = [*said, *notes]
         stale = sorted(path for path in there if any(part.replaces(path) for part in staged) and path not in files)
         if dry_run:
@@ -232,7 +236,11 @@ def _ask(api: HfApi, name: str) -> Any:
 
 
 def _readme(
-    before: bytes | None, staged: Sequence[Staged], repo_id: str, refused: str | None
+    before: bytes | None,
+    staged: Sequence[Staged],
+    repo_id: str,
+    refused: str | None,
+    others: Sequence[Compared] = (),
 ) -> tuple[bytes | None, list[str]]:
     """(the README to send, sentences for the user). A card that fails loses no data: where a whole one cannot be
     written a minimal one is, and where the README there cannot be edited it stays as it is (None)."""
@@ -243,9 +251,9 @@ def _readme(
         except UnicodeDecodeError as error:
             text, why = None, f"it is not UTF-8 (byte {error.start})"
         notes: list[str] = []
-        for make in (full_card, minimal_card) if why is None else ():
+        for make in (partial(full_card, repo_id=repo_id), minimal_card) if why is None else ():
             try:
-                merged, more = merged_readme(text, staged, make)
+                merged, more = merged_readme(text, staged, make, others)
                 return merged.encode("utf-8"), [*notes, *more, *_other_format(merged)]
             except ConfigNameError:
                 raise

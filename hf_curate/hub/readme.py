@@ -1,16 +1,16 @@
 """README.md of a dataset repo: our part is written, everybody else's survives byte for byte.
 
-Ours are: our entries in `configs` (so that plain `datasets` loads them), our tags, the key `hf_curate`, and per config
-and split the text between the marker lines `<!-- hf_curate:begin config=NAME split=SPLIT v1 -->` and
-`<!-- hf_curate:end config=NAME split=SPLIT -->`. Lists that we share with people (tags, size_categories,
-source_datasets) are only added to; a licence that is there is never changed.
+Ours are: our entries in `configs` (so that plain `datasets` loads them), our tags, the key `hf_curate`, and what is
+between our markers (`sections.py`): a section per config and split, and a comparison where there are several configs.
+Lists that we share with people (tags, size_categories, source_datasets) are only added to; a licence that is there is
+never changed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any
 
 from datasets.utils.metadata import MetadataConfigs
@@ -21,16 +21,13 @@ from hf_curate.hub.card import UNRANKED, Section, budget_words, model_name
 from hf_curate.hub.frontmatter import FrontMatter
 from hf_curate.hub.manifest import check_names, data_files
 from hf_curate.hub.markdown import escape, shortened, visible
+from hf_curate.hub.sections import COMPARISON, VERSION, Place, with_section
 
 TAGS = ["hf_curate", "reasoning", "data-selection"]
 
 _BLOCK = re.compile(
     r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))"
 )  # what huggingface_hub reads
-_MARKER = re.compile(
-    r"^<!-- hf_curate:(?P<kind>begin|end) config=(?P<config>\S+) split=(?P<split>\S+)(?: v\d+)? -->[ \t]*(?=\r?$)",
-    re.M,
-)
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SIZES = [
@@ -41,9 +38,6 @@ _SIZES = [
     (1e7, "1M<n<10M"),
     (1e8, "10M<n<100M"),
 ]
-_FRESH = (
-    "<!-- The markers of an earlier section of this split are doubled or broken; this section is the current one. -->"
-)
 
 
 def merge_readme(
@@ -67,28 +61,68 @@ def merge_readme(
     config, split = str(manifest["config_name"]), str(manifest["split"])
     check_names(config, split)
     notes: list[str] = []
-    bom, text = ("\ufeff", existing[1:]) if existing and existing.startswith("\ufeff") else ("", existing or "")
-    newline = next(iter(re.findall(r"\r\n|\n|\r", text)), "\n")
-    match = _BLOCK.match(text)
-    if match is None and text.lstrip().startswith("---"):
-        notes.append(
-            "README.md begins with --- but its front matter is never closed: it was kept as text, below a new one."
-        )
-    front = FrontMatter(match[2] + newline if match and match[2] else "", newline)
+    parts = _Parts.of(existing, notes)
+    front = parts.front
     known = front.get("hf_curate", "configs", config, split) is not None
     _edit_front_matter(front, manifest, config, split, existing is not None, notes)
-    header = (match[1] if match else f"---{newline}") + front.text.removesuffix(newline)
-    header += match[3] if match else f"{newline}---{newline}"
-    body = text[match.end() :] if match else text
-    if not text.strip() and title is not None:
-        body += f"{newline}# {escape(title)}{newline}"
-    elif body and not match and not body.startswith(("\n", "\r")):
-        header += newline
-    if known and not any((m["config"], m["split"]) == (config, split) for m in _MARKER.finditer(body)):
+    if not parts.text.strip() and title is not None:
+        parts.body += f"{parts.newline}# {escape(title)}{parts.newline}"
+    place = Place.of(config, split)
+    if known and not place.markers(parts.body):
         notes.append(f"The section of {config!r}, split {split!r}, is gone from README.md: the card is at its end.")
-    merged = header + _with_section(body, card, config, split, newline, notes)
+    parts.body = with_section(parts.body, card.render(), place, parts.newline, notes)
+    merged = parts.joined()
     _check_loads(merged, config, split)
-    return bom + merged, notes
+    return parts.bom + merged, notes
+
+
+def with_comparison(existing: str, section: Section) -> tuple[str, list[str]]:
+    """The README with the comparison of its configs: a new one stands before their sections.
+
+    Returns the new text, and sentences that the user should read.
+    """
+    notes: list[str] = []
+    parts, place = _Parts.of(existing, notes), Place.comparison()
+    known = parts.front.get("hf_curate", COMPARISON) is not None
+    if known and not place.markers(parts.body):
+        notes.append("The comparison of configs is gone from README.md: it is at its end.")
+    rendered = section.render()
+    parts.body = with_section(parts.body, rendered, place, parts.newline, notes, first=not known)
+    if isinstance(parts.front.get("hf_curate"), dict):
+        parts.front.put(("hf_curate", COMPARISON), VERSION)
+    return parts.bom + parts.joined(), notes
+
+
+@dataclass
+class _Parts:
+    """A README taken apart; `joined` puts it together again, without its byte order mark."""
+
+    bom: str
+    text: str
+    newline: str
+    block: re.Match[str] | None
+    front: FrontMatter
+    body: str
+
+    @classmethod
+    def of(cls, existing: str | None, notes: list[str]) -> _Parts:
+        bom, text = ("\ufeff", existing[1:]) if existing and existing.startswith("\ufeff") else ("", existing or "")
+        newline = next(iter(re.findall(r"\r\n|\n|\r", text)), "\n")
+        block = _BLOCK.match(text)
+        if block is None and text.lstrip().startswith("---"):
+            notes.append(
+                "README.md begins with --- but its front matter is never closed: it was kept as text, below a new one."
+            )
+        front = FrontMatter(block[2] + newline if block and block[2] else "", newline)
+        return cls(bom, text, newline, block, front, text[block.end() :] if block else text)
+
+    def joined(self) -> str:
+        newline, block = self.newline, self.block
+        header = (block[1] if block else f"---{newline}") + self.front.text.removesuffix(newline)
+        header += block[3] if block else f"{newline}---{newline}"
+        if self.text.strip() and not block and not self.body.startswith(("\n", "\r")):
+            header += newline
+        return header + self.body
 
 
 def _edit_front_matter(
@@ -189,39 +223,6 @@ def _add_config(front: FrontMatter, manifest: Mapping[str, Any], notes: list[str
                 front.put(("configs", place, "data_files", i, "path"), path)
             return
     front.append(("configs", place, "data_files"), {"split": split, "path": path})
-
-
-def _with_section(body: str, card: Section, config: str, split: str, newline: str, notes: list[str]) -> str:
-    """The body with our section replaced, or appended where it is missing or its markers cannot be trusted."""
-    rendered = card.render()
-    if _MARKER.search(rendered):
-        raise CurateError(
-            "A section of the card holds a marker line <!-- hf_curate:begin ... -->: take it out of the section's body"
-        )
-    begin, end = (
-        f"<!-- hf_curate:begin config={config} split={split} v1 -->",
-        f"<!-- hf_curate:end config={config} split={split} -->",
-    )
-    markers = list(_MARKER.finditer(body))
-    ours = [m for m in markers if (m["config"], m["split"]) == (config, split)]
-    pairs = [
-        (a, b) for a, b in pairwise(markers) if a in ours and b in ours and (a["kind"], b["kind"]) == ("begin", "end")
-    ]
-    broken = len(ours) != 0 and not (len(ours) == 2 and len(pairs) == 1)
-    lines = [begin, *([_FRESH] if broken else []), "", *rendered.strip("\n").split("\n"), "", end]
-    section = newline.join(lines)
-    if broken:
-        notes.append(
-            f"The markers of {config!r}, split {split!r}, are doubled or broken in README.md: the card is at its "
-            "end and nothing else was touched. Delete the old section with its markers."
-        )
-        pairs = [(a, b) for a, b in pairs if _FRESH in body[a.end() : b.start()]]
-    if pairs:
-        first, last = pairs[-1]
-        return body[: first.start()] + section + body[last.end() :]
-    if body and not body.endswith(newline):
-        body += newline
-    return body + newline + section + newline
 
 
 def _check_loads(text: str, config: str, split: str) -> None:

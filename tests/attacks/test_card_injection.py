@@ -12,17 +12,27 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import golden_selections
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_curate.hub.card import Card
+from hf_curate.hub.comparison import Compared, comparison
+from hf_curate.hub.evidence import claims
+from hf_curate.hub.files import Staged, full_card
 from hf_curate.hub.markdown import code, escape, fence, literal
-from hf_curate.hub.readme import merge_readme
+from hf_curate.hub.readme import merge_readme, with_comparison
 
-MANIFEST = json.loads((Path(__file__).parents[1] / "goldens" / "manifest_grace.json").read_text(encoding="utf-8"))
-PLOTS = {"scores": "grace-20pct/train.scores.png"}
+OLD = json.loads((Path(__file__).parents[1] / "goldens" / "manifest_grace.json").read_text(encoding="utf-8"))
+NEW = golden_selections.learnalign().manifest | {"config_name": "grace-20pct"}
+MANIFEST = {**copy.deepcopy(NEW), **{key: OLD[key] for key in ("selector", "versions", "command", "citations")}}
+MANIFEST["steps"] = golden_selections.grace().manifest["steps"]
+MANIFEST["training"] = {"steps": 80, "accuracy": {"before": 0.2, "after": 0.3}}
+MANIFEST["claims"] = claims(MANIFEST) | {"training": MANIFEST["training"]}
+PLOTS = {name: f"grace-20pct/train.{name}.png" for name in ("scores", "steps", "length", "pass_rate", "nested")}
 END = "<!-- hf_curate:end config=grace-20pct split=train -->"
 
 ATTACKS = [
@@ -67,6 +77,9 @@ def attacked(text: str, where: str = "everywhere") -> dict[str, Any]:
     chosen = dict.fromkeys(("name", "class", "identity", "column", "strategy"), text)
     deep = {text: text, "list": [text, {text: text}], "deep": {text: {text: text}}}
     weights = {"id": text, "sha": None, "digest": text, "dtype": text, "architecture": text}
+    contract = {"kind": text, "name": text, "version": text, "failure_surface": text, "columns": [text]}
+    contract |= {"options": {text: text, "gold": text}, "packages": {text: text}}
+    outcomes = {"all": {text: 3, "right": 1}, "kept": {text: 1, "right": 1}}
     changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "source": (m["source"], source | {"columns": [text]}),
         "failed": (m["rows"], {"failed": {text: 5, f"{text}2": 3}}),
@@ -82,11 +95,18 @@ def attacked(text: str, where: str = "everywhere") -> dict[str, Any]:
             {"versions": {text: text}, "digests": {text: text, "rows": text}, "citations": ["grace", text]},
         ),
         "command": (m, {"command": text}),
+        "verification": (m["verification"], {"policy": weights, "sampling": {text: text}, "outcomes": outcomes}),
+        "contract": (m["verification"]["verifier"], contract),
+        "columns_of_settings": (m["selector"]["settings"], {"columns": {"prompt": text, text: text}}),
+        "nested": (m["nested"]["budgets"][0], {"budget": text, "threshold": text}),
+        "length": (m["length"], {"of": text}),
+        "strata": (m, {"strata": {"column": text, "groups": 3, "kept": 2}}),
+        "training": (m, {"training": {text: text, "deep": {text: [text]}}}),
     }
     for place, (part, change) in changes.items():
         if where in ("everywhere", place):
             part.update(change)
-    return m
+    return {**m, "claims": claims(m)}
 
 
 PLACES = [
@@ -101,7 +121,8 @@ PLACES = [
     "baselines",
     "columns",
 ]
-PLACES += ["versions", "command"]
+PLACES += ["versions", "command", "verification", "contract", "columns_of_settings", "nested", "length", "strata"]
+PLACES += ["training"]
 
 
 def outside_fences(text: str) -> list[str]:
@@ -132,7 +153,7 @@ def assert_intact(manifest: dict[str, Any]) -> None:
     assert not any(re.match(r" {0,3}(=+|-+|\*\*\*|>|~~~)\s*$", line) for line in lines)
     body = re.sub(r"`[^`\n]*`", "", "\n".join(lines))  # code spans show their text as it is
     assert "`" not in body
-    assert re.findall(r"\]\((.*?)\)", body) == [PLOTS["scores"]]
+    assert sorted(re.findall(r"\]\((.*?)\)", body)) == sorted(PLOTS.values())
     assert set(re.findall(r"<[^>\s]*>?", body)) <= {"<code>", "</code>"}
     assert "://" not in body
     assert not re.search(r"www\.", body, re.IGNORECASE)
@@ -162,6 +183,27 @@ def assert_intact(manifest: dict[str, Any]) -> None:
     assert merge_readme(text, manifest, card=card)[0] == text
 
 
+def assert_compared(manifest: dict[str, Any]) -> None:
+    """Beside another config the sections keep their bytes, and the comparison is a table like any other."""
+    text, _ = merge_readme(None, manifest, card=Card(manifest, PLOTS, repo_id="me/x"))
+    other = {**MANIFEST, "config_name": "other"}
+    both, _ = merge_readme(text, other, card=Card(other))
+    compared = comparison([Compared(manifest, np.arange(3)), Compared(other, np.arange(4))])
+    whole, notes = with_comparison(both, compared)
+    assert notes == []
+    assert text[text.index("\n<!-- hf_curate:begin config") :].rstrip() in whole
+    assert len(re.findall(r"^<!-- hf_curate:", whole, re.MULTILINE)) == 6
+    lines = outside_fences(compared.render())
+    assert [line for line in lines if line.startswith("#")] == ["## Configs"]
+    body = re.sub(r"`[^`\n]*`", "", "\n".join(lines))
+    assert set(re.findall(r"<[^>\s]*>?", body)) <= {"<code>", "</code>"}
+    assert "://" not in body
+    assert "](" not in body
+    first = lines[2:6]
+    assert len({line.count("|") for line in first}) == 1
+    assert with_comparison(whole, compared)[0] == whole
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda text: ascii(text)[:30])
 def test_hostile_text_everywhere_leaves_the_card_intact(attack: str) -> None:
     assert_intact(attacked(attack))
@@ -189,10 +231,34 @@ def test_any_text_anywhere_leaves_the_card_intact(text: str, place: str) -> None
     assert_intact(attacked(text, place))
 
 
+@settings(max_examples=20, deadline=None)
+@given(text=st.one_of(st.sampled_from(SHORT), HOSTILE))
+def test_any_text_in_a_config_leaves_the_comparison_and_its_neighbours_intact(text: str) -> None:
+    assert_compared(attacked(text))
+
+
+def test_all_attacks_at_once_leave_the_comparison_intact() -> None:
+    assert_compared(attacked("\n".join(SHORT)))
+
+
 def test_templates_in_data_are_shown_and_not_run() -> None:
     rendered = Card(attacked("{{ 7777 * 7 }}")).render()
     assert "54439" not in rendered
     assert "{{ 7777 * 7 }}" in rendered
+
+
+@pytest.mark.parametrize(
+    "part", ["nested", "length", "pass_rate", "steps", "rollouts", "verification", "claims", "rows"]
+)
+@pytest.mark.parametrize("value", [[], "<b>", 7, {"x": "# y"}, {"budgets": "<b>", "groups": "x", "kept": "y"}])
+def test_a_part_of_another_make_up_gives_a_whole_card_or_a_minimal_one_and_never_a_broken_one(
+    part: str, value: Any, tmp_path: Path
+) -> None:
+    manifest = {**copy.deepcopy(MANIFEST), part: value}
+    rendered = full_card(Staged(manifest, {}, {})).render()
+    headings = [line for line in outside_fences(rendered) if line.startswith("#")]
+    assert set(headings) <= set(HEADINGS)
+    assert "<b>" not in rendered
 
 
 def test_what_cannot_be_seen_is_shown_as_an_escape() -> None:
@@ -217,7 +283,7 @@ def test_names_in_the_load_snippet_stay_inside_their_string(name: str) -> None:
 
 
 def test_plot_paths_are_percent_encoded() -> None:
-    rendered = Card(MANIFEST, {"scores": "a) ](x\n/é.png"}).render()
+    rendered = Card(MANIFEST, {"scores": "a) ](x\n/é.png"}, repo_id="x").render()
     assert "](a%29%20%5D%28x%0A/%C3%A9.png)" in rendered
 
 

@@ -110,8 +110,9 @@ def test_the_demo_leaves_a_folder_like_a_hub_dataset_repo(
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "README.md",
         f"grace-20pct/{shard_name(manifest, 0, 1)}",
-        "grace-20pct/train.manifest.json",
-        "grace-20pct/train.scores.png",
+        *(f"grace-20pct/train.{name}" for name in ("length.png", "manifest.json", "nested.png", "scores.png")),
+        "grace-20pct/train.steps.png",
+        "report.html",
     ]
     again = load_curated(folder, "grace-20pct")
     assert again.problems == []

@@ -136,21 +136,22 @@ def push_pool(
     from pools import Scorer, pool
 
     import hf_curate.hub.push as room
-    from hf_curate import report, select
+    from hf_curate import select
+    from hf_curate.plots import draw as plots
 
     names, budgets = ([config], [budget]) if isinstance(config, str) else (config, budget)
     rows = pool(seed=seed)
     picked = {name: select(rows, Scorer(), one, source=source) for name, one in zip(names, budgets, strict=True)}
-    real, room.ATTEMPTS = report.plot_scores, attempts
+    real, room.ATTEMPTS = plots.plot, attempts
     if not draw:
-        report.plot_scores = lambda manifest: b"\x89PNG " + str(manifest["budget"]).encode()
+        plots.plot = lambda name, manifest: f"\x89PNG {name} {manifest['budget']}".encode("latin-1")
     try:
         if isinstance(config, str):
             done = picked[config].push_to_hub(repo, config, **options)
         else:
             done = room.push(picked, repo, **options)
     finally:
-        report.plot_scores = real
+        plots.plot = real
     kept = {name: one.indices.tolist() for name, one in picked.items()}
     if isinstance(done, room.PushPlan):
         return {"files": done.files, "deleted": done.deleted, "readme": done.readme, "text": str(done), "kept": kept}

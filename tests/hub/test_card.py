@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import os
 import re
@@ -12,13 +13,17 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
+import golden_selections
 import numpy as np
 import pytest
 
+from hf_curate import Selection
 from hf_curate.budgets import STRATEGIES
 from hf_curate.errors import ManifestError
 from hf_curate.hub.card import PARTS, UNRANKED, Card, budget_words, model_name, source_name, templates
-from hf_curate.hub.readme import merge_readme
+from hf_curate.hub.comparison import Compared, comparison
+from hf_curate.hub.readme import merge_readme, with_comparison
+from hf_curate.plots import draw
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PLOTS = {"scores": "grace-20pct/train.scores.png"}
@@ -69,24 +74,59 @@ def assert_golden(name: str, text: str) -> None:
         pytest.fail(f"{name} changed. Meant? Run with HF_CURATE_UPDATE_GOLDENS=1\n{diff}", pytrace=False)
 
 
-def test_the_card_of_a_new_readme_is_the_golden_one(manifest: dict[str, Any]) -> None:
-    text, notes = merge_readme(
-        None, manifest, card=Card(manifest, PLOTS, repo_id="me/gsm8k-grace"), title="gsm8k-grace"
-    )
+PLOTTED = {
+    "grace": ("scores", "steps", "length", "nested"),
+    "learnalign": ("scores", "length", "pass_rate", "nested"),
+    "gradalign": ("scores", "length", "pass_rate", "nested"),
+}
+
+
+def plots_of(manifest: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{manifest['config_name']}/train.{name}.png" for name in draw.PLOTS if draw.has(name, manifest)}
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Selection]:
+    return {name: getattr(golden_selections, name)() for name in PLOTTED}
+
+
+@pytest.mark.parametrize("method", PLOTTED)
+def test_the_card_of_a_new_readme_is_the_golden_one(made: dict[str, Selection], method: str) -> None:
+    manifest = made[method].manifest
+    assert tuple(plots_of(manifest)) == PLOTTED[method]
+    card = Card(manifest, plots_of(manifest), repo_id=f"me/{method}")
+    text, notes = merge_readme(None, manifest, card=card, title=method)
     assert notes == []
-    assert_golden("card_grace.md", text)
+    assert_golden(f"card_{method}.md", text)
 
 
-def test_the_card_beside_human_text_is_the_golden_one(manifest: dict[str, Any]) -> None:
-    text, _ = merge_readme(HUMAN, manifest, card=Card(manifest, PLOTS))
+def test_the_card_beside_human_text_is_the_golden_one(made: dict[str, Selection]) -> None:
+    manifest = made["learnalign"].manifest
+    text, _ = merge_readme(HUMAN, manifest, card=Card(manifest, plots_of(manifest)))
     assert_golden("card_beside_human_text.md", text)
 
 
-def test_the_card_of_a_selection_over_rollouts_is_the_golden_one(rollouts: dict[str, Any]) -> None:
-    card = Card(rollouts, {"scores": "gradalign-20pct/train.scores.png"}, repo_id="me/rollouts-gradalign")
-    text, notes = merge_readme(None, rollouts, card=card, title="rollouts-gradalign")
+def test_the_card_of_a_repo_with_two_configs_is_the_golden_one(made: dict[str, Selection]) -> None:
+    one, other = made["grace"], golden_selections.grace("10%", strategy="random")
+    other.manifest["config_name"] = "random-10pct"
+    text = None
+    for picked in (one, other):
+        card = Card(picked.manifest, plots_of(picked.manifest), repo_id="me/two")
+        text, _ = merge_readme(text, picked.manifest, card=card, title="Two choices")
+    assert text is not None
+    compared = comparison([Compared(picked.manifest, picked.indices) for picked in (one, other)])
+    text, notes = with_comparison(text, compared)
     assert notes == []
-    assert_golden("card_gradalign.md", text)
+    assert_golden("card_two_configs.md", text)
+
+
+@pytest.mark.parametrize("method", ["grace", "gradalign"])
+def test_the_card_of_a_manifest_from_before_is_the_golden_one(method: str) -> None:
+    manifest = json.loads((GOLDENS / f"manifest_{method}.json").read_text("utf-8"))
+    assert manifest["schema"] == "hf_curate/manifest/1"
+    text, notes = merge_readme(None, manifest, card=Card(manifest, PLOTS), title="From before")
+    assert notes == []
+    assert_golden(f"card_from_before_{method}.md", text)
 
 
 def test_the_first_line_is_the_whole_story_in_one_sentence(manifest: dict[str, Any]) -> None:
@@ -105,10 +145,10 @@ def test_the_same_manifest_renders_to_the_same_bytes_and_is_not_changed(manifest
 def test_sections_can_be_selected_edited_and_rendered_again(manifest: dict[str, Any]) -> None:
     card = Card(manifest)
     assert list(card.sections) == list(PARTS)
-    assert "`alpha` | `0.7`" in card["How it was chosen"]["Settings"].body
+    assert "`alpha` | `0.7`" in card["How it was constructed"]["Settings"].body
     card["Limits"].body += "\n- Only English."
-    assert "- Only English.\n\n### Reproduce" in card.render()
-    with pytest.raises(KeyError, match=r"no section 'Limit' .* there are: Load, How it was chosen"):
+    assert "- Only English.\n\n### Citation" in card.render()
+    with pytest.raises(KeyError, match=r"no section 'Limit' .* there are: What is in it, What makes it useful"):
         card["Limit"]
 
 
@@ -132,12 +172,12 @@ def test_everything_that_may_be_null_is_null_and_the_card_says_so(manifest: dict
     manifest["command"] = None
     card = Card(manifest)
     assert "of a source that was not recorded, chosen by GRACE with Qwen/Qwen3-0.6B (commit not recorded)" in card.body
-    assert "unknown: see source" in card["Lineage and licence"].body
-    assert card["Scores"]["Audit against exact gradients"].body == "Not measured."
-    assert card["Scores"]["Overlap with simpler choices"].body == "Not measured."
-    assert card["Scores"]["Confounds"].body.count("| not measured |") == 4
+    assert "unknown: see source" in card["How it was constructed"]["Source and licence"].body
+    assert card["What makes it useful"]["Audit against exact gradients"].body == "Not measured."
+    assert card["What makes it useful"]["Overlap with simpler choices"].body == "Not measured."
+    assert card["What makes it useful"]["Confounds"].body.count("| not measured |") == 4
     assert "The score was not compared with exact gradients." in card["Limits"].body
-    assert "warm-up: none" in card["How it was chosen"].body
+    assert "warm-up: none" in card["How it was constructed"].body
     assert "None" not in card.render().replace("None recorded.", "")
 
 
@@ -148,7 +188,7 @@ def test_a_plain_column_without_source_or_model_has_a_card_too(manifest: dict[st
     assert card.body.endswith("of a source that was not recorded, chosen by length, budget 20 %")
     assert "no paper to cite" in card["Citation"].body
     assert "GRACE" not in card.render().replace(ORDERS, "")
-    audit = card["Scores"]["Audit against exact gradients"].body
+    audit = card["What makes it useful"]["Audit against exact gradients"].body
     assert audit == "Does not apply: no model was read for this choice."
 
 
@@ -161,7 +201,7 @@ def test_a_threshold_selection_names_its_minimum_score_where_a_budget_would_stan
 def test_a_warm_up_is_told_with_its_settings(manifest: dict[str, Any]) -> None:
     manifest["model"]["warm_up"] = {"fraction": 0.05, "rows": 373, "method": "lora"}
     card = Card(manifest)
-    assert "warm-up: fraction `0.05`, rows `373`, method `lora`." in card["How it was chosen"].body
+    assert "warm-up: fraction `0.05`, rows `373`, method `lora`." in card["How it was constructed"].body
     assert "warmed up" not in card["Limits"].body
 
 
@@ -200,7 +240,7 @@ def test_a_manifest_without_a_part_is_an_error_and_not_an_empty_cell(manifest: d
 
 def test_the_rollouts_of_scored_and_kept_rows_stand_side_by_side(rollouts: dict[str, Any]) -> None:
     r = rollouts["rollouts"]
-    lines = Card(rollouts)["How it was chosen"]["Rollouts"].body.splitlines()
+    lines = Card(rollouts)["What makes it useful"]["Pass rate"].body.splitlines()
     labels = {"all": "rows", "without signal": "without_signal", "always right": "always_right"}
     for label, name in {**labels, "always wrong": "always_wrong"}.items():
         counts, cells = r[name], [f"| {label}"]
@@ -211,13 +251,13 @@ def test_the_rollouts_of_scored_and_kept_rows_stand_side_by_side(rollouts: dict[
     assert f"{r['success_rate']['all']:.4g} of the scored rows, {r['success_rate']['kept']:.4g} of the kept" in text
     assert f"{r['rollouts_per_row']['min']} to {r['rollouts_per_row']['max']}, median" in text
     r["rollouts_per_row"] = {"min": 8, "median": 8.0, "max": 8}
-    assert "Rollouts of a row: 8. Mean" in Card(rollouts)["How it was chosen"]["Rollouts"].body
+    assert "Rollouts of a row: 8. Mean" in Card(rollouts)["What makes it useful"]["Pass rate"].body
     assert "- The 8 rollouts of a row are a sample" in Card(rollouts)["Limits"].body
 
 
 def test_a_card_without_rollouts_does_not_speak_of_them(manifest: dict[str, Any]) -> None:
     before = Card(manifest, PLOTS).render()
-    assert "rollout" not in before.lower()
+    assert "rollout" not in before.lower().replace("the traces or rollouts", "")
     manifest["rollouts"] = manifest["selector"]["direction"] = None
     assert Card(manifest, PLOTS).render() == before
 
@@ -266,18 +306,18 @@ def test_limits_say_what_each_score_of_policy_gradients_measures(
 
 
 def test_a_projected_score_is_called_an_estimate_and_an_exact_one_needs_no_audit(rollouts: dict[str, Any]) -> None:
-    audit = Card(rollouts)["Scores"]["Audit against exact gradients"].body
+    audit = Card(rollouts)["What makes it useful"]["Audit against exact gradients"].body
     assert audit.startswith(
         "Does not apply: the score is made of the gradients themselves, over the parameter set `all`"
     )
     assert "random projection" not in Card(rollouts)["Limits"].body
     rollouts["selector"]["settings"]["projection_dim"] = 4096
-    assert Card(rollouts)["Scores"]["Audit against exact gradients"].body == "Not measured."
+    assert Card(rollouts)["What makes it useful"]["Audit against exact gradients"].body == "Not measured."
     assert "after a random projection" in Card(rollouts)["Limits"].body
 
 
 def test_the_direction_has_a_table_of_its_own_without_what_is_said_elsewhere(rollouts: dict[str, Any]) -> None:
-    chosen, direction = Card(rollouts)["How it was chosen"], rollouts["selector"]["direction"]
+    chosen, direction = Card(rollouts)["How it was constructed"], rollouts["selector"]["direction"]
     assert chosen["Direction"].body.splitlines()[2:] == [
         "| Kind | validation gradient |",
         f"| Source of its rows | `{direction['source']}` |",
@@ -292,24 +332,26 @@ def test_the_direction_has_a_table_of_its_own_without_what_is_said_elsewhere(rol
     assert "irection" not in chosen.body + chosen["Settings"].body
     assert "comes from 64 problems, 41 with signal" in Card(rollouts)["Limits"].body
     direction |= {"verifier": "math, version 1", "source": None}
-    lines = Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
+    lines = Card(rollouts)["How it was constructed"]["Direction"].body.splitlines()
     assert "| Verifier | `math, version 1` |" in lines
     assert not any("Source" in line for line in lines)
     direction["verifier"] = {"kind": "deterministic checker", "name": "math", "version": "2", "options": {}}
-    assert "| Verifier | `math`, version 2 |" in Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
+    assert (
+        "| Verifier | `math`, version 2 |" in Card(rollouts)["How it was constructed"]["Direction"].body.splitlines()
+    )
     rollouts["selector"]["direction"] = {"kind": "by hand"}
-    lines = Card(rollouts)["How it was chosen"]["Direction"].body.splitlines()
+    lines = Card(rollouts)["How it was constructed"]["Direction"].body.splitlines()
     assert lines == ["| Direction | Value |", "|---|---|", "| Kind | by hand |"]
 
 
 def test_without_a_direction_its_file_stays_among_the_settings(rollouts: dict[str, Any]) -> None:
     rollouts["selector"]["direction"] = None
-    chosen = Card(rollouts)["How it was chosen"]
+    chosen = Card(rollouts)["How it was constructed"]
     assert "Direction" not in chosen.sections
     assert f"| `direction.fit` | `{rollouts['selector']['settings']['direction']['fit']}` |" in chosen["Settings"].body
     assert "that problems are compared with" not in Card(rollouts)["Limits"].body
     rollouts["selector"]["settings"] = {}
-    assert Card(rollouts)["How it was chosen"]["Settings"].body == "None recorded."
+    assert Card(rollouts)["How it was constructed"]["Settings"].body == "None recorded."
 
 
 CHOSEN = {
@@ -338,11 +380,11 @@ def test_only_a_selector_that_ranked_the_rows_has_chosen_them(golden: str, strat
     card = Card(manifest)
     words = f", {CHOSEN.get(strategy, 'chosen by')} {selector['name']} with {model_name(manifest)}, "
     assert card.body.endswith(words + ("minimum score 0.25" if strategy == "threshold" else "budget 20 %"))
-    assert (f"By the strategy `{strategy}`, " in card["How it was chosen"].body) != ranked
-    assert ("The score did not rank them." in card["How it was chosen"].body) != ranked
+    assert (f"By the strategy `{strategy}`, " in card["How it was constructed"].body) != ranked
+    assert ("The score did not rank them." in card["How it was constructed"].body) != ranked
     assert ("The score did not rank these rows" in card["Limits"].body) != ranked
     assert ("in part this is a choice by that property" in card["Limits"].body) == ranked
-    audit = card["Scores"]["Audit against exact gradients"].body
+    audit = card["What makes it useful"]["Audit against exact gradients"].body
     assert (audit == "Does not apply: the score did not rank these rows.") != ranked
 
 
@@ -353,13 +395,13 @@ def test_every_strategy_that_does_not_rank_by_the_score_has_its_words() -> None:
 def test_a_minimum_score_is_named_beside_another_order(rollouts: dict[str, Any]) -> None:
     rollouts["selector"]["strategy"] = "longest"
     rollouts["budget"]["min_score"] = 0.125
-    body = Card(rollouts)["How it was chosen"].body
+    body = Card(rollouts)["How it was constructed"].body
     assert "out of those that have a number in `gradalign_score` of 0.125 or more." in body
 
 
 def test_ties_at_the_threshold_are_told_where_not_all_of_them_were_kept(rollouts: dict[str, Any]) -> None:
     words = "60 rows share the threshold score; ties go by row order, and 3 of them were kept."
-    assert words in Card(rollouts)["How it was chosen"].body.splitlines()
+    assert words in Card(rollouts)["How it was constructed"].body.splitlines()
     for at in ({"scored": 3, "kept": 3}, None):
         rollouts["budget"]["at_threshold"] = at
         assert "share the threshold score" not in Card(rollouts).render()
@@ -398,7 +440,7 @@ def test_a_loss_is_not_audited_against_gradients(manifest: dict[str, Any]) -> No
         "column": "lowest_loss_score",
         "audit": None,
     }
-    audit = Card(manifest | {"citations": []})["Scores"]["Audit against exact gradients"].body
+    audit = Card(manifest | {"citations": []})["What makes it useful"]["Audit against exact gradients"].body
     assert audit == "Does not apply: the score is the model's loss, not made of gradients."
 
 
@@ -414,11 +456,14 @@ def test_one_row_is_told_in_the_singular(rollouts: dict[str, Any]) -> None:
 def test_a_column_among_the_other_choices_is_explained_once(
     rollouts: dict[str, Any], manifest: dict[str, Any]
 ) -> None:
-    overlap = Card(rollouts)["Scores"]["Overlap with simpler choices"].body
+    overlap = Card(rollouts)["What makes it useful"]["Overlap with simpler choices"].body
     assert "| `learnalign_score` | 24 |" in overlap
     assert overlap.count("A line that names a column") == 1
     rollouts["baselines"]["lowest_loss_score"] = {"rows": 24, "shared": 1}
-    assert Card(rollouts)["Scores"]["Overlap with simpler choices"].body.count("A line that names a column") == 1
+    assert (
+        Card(rollouts)["What makes it useful"]["Overlap with simpler choices"].body.count("A line that names a column")
+        == 1
+    )
     assert "A line that names" not in Card(manifest).render()
 
 
@@ -490,11 +535,80 @@ def test_every_number_in_a_table_of_the_card_comes_from_the_manifest(manifest: d
     assert numbers <= found
 
 
+def words_of(value: Any, found: set[str]) -> None:
+    """All numbers in a manifest as a card may write them, those inside of its texts included."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        words_of(item, found)
+    for key in value if isinstance(value, dict) else ():
+        found.update(NUMBER.findall(key))
+    if isinstance(value, bool) or value is None:
+        return
+    if isinstance(value, int | float):
+        shown = {f"{value:,}", f"{value}", f"{value:.4g}", f"{value:.2f}", f"{100 * value:.1f}", f"{100 * value:.2g}"}
+        found.update(word.removeprefix("-") for word in shown)
+    elif isinstance(value, str):
+        found.update(NUMBER.findall(value))
+
+
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e-?\d+)?")
+
+
+def shares_of(manifest: dict[str, Any]) -> set[str]:
+    """The percentages that a card works out, each of two numbers of the manifest."""
+    rows, pairs = manifest["rows"], []
+    pairs += [(count, rows["in"]) for count in (rows["in"], rows["scored"], rows["kept"], *rows["failed"].values())]
+    pairs += [(one["shared"], one["rows"]) for one in manifest["baselines"].values()]
+    pairs += [(rows["kept"], rows["scored"])]
+    pairs += [(group["kept"], group["rows"]) for group in (manifest.get("length") or {}).get("groups", [])]
+    rollouts = manifest.get("rollouts") or {}
+    for name in ("rows", "without_signal", "always_right", "always_wrong"):
+        pairs += [(rollouts[name][side], rollouts["rows"][side]) for side in ("scored", "kept") if rollouts]
+    for counts in ((manifest.get("verification") or {}).get("outcomes") or {}).values():
+        pairs += [(count, sum(counts.values())) for count in counts.values()]
+    shares = [100 * part / whole for part, whole in pairs if whole]
+    return {text for share in shares for text in (f"{share:.1f}", f"{share:.2g}")}
+
+
+def of_the_templates() -> set[str]:
+    """The numbers that stand in the templates themselves: of papers, headings, the method's own."""
+    text = " ".join(path.read_text("utf-8") for path in templates().glob("*.j2"))
+    outside = re.sub(r"\{[{%].*?[%}]\}", " ", text, flags=re.DOTALL)
+    return set(NUMBER.findall(outside))
+
+
+@pytest.mark.parametrize("method", PLOTTED)
+@pytest.mark.parametrize("drawn", [True, False], ids=["with plots", "without"])
+def test_every_number_on_the_card_is_in_the_manifest_or_a_share_of_two_that_are(
+    made: dict[str, Selection], method: str, drawn: bool
+) -> None:
+    manifest = made[method].manifest
+    known: set[str] = set()
+    words_of(manifest, known)
+    known |= shares_of(manifest) | of_the_templates()
+    scores, kept = manifest["scores"]["all"]["count"], manifest["rows"]["kept"]
+    known.add(f"{scores - kept:,}")  # dropped rows, in the words of the histogram
+    places = [f"{number}" for number in range(0, 101, 10)]  # of steps, in ten equal parts
+    for part in (manifest.get("steps") or {}).values():
+        known.add(f"{sum(part['steps']):,}")
+    text = html.unescape(Card(manifest, plots_of(manifest) if drawn else None, repo_id="me/x").render())
+    text = re.sub(r"`sha256:[0-9a-f]+`|`[0-9a-f]{40,}`|@[0-9a-f]{7}\b", " ", text)  # digests are held by other tests
+    strange = {word for word in NUMBER.findall(text) if word not in known}
+    assert strange <= set(places), strange
+    assert len(NUMBER.findall(text)) > 150
+
+
+def test_a_word_that_the_manifest_does_not_hold_would_be_seen(made: dict[str, Selection]) -> None:
+    known: set[str] = set()
+    words_of(made["grace"].manifest, known)
+    assert "160" in known
+    assert "161" not in known | shares_of(made["grace"].manifest) | of_the_templates()
+
+
 def test_each_template_is_used_and_no_line_of_one_begins_with_data() -> None:
     used = (
         {part for part, _ in PARTS.values()}
         | {sub for _, subs in PARTS.values() for sub in subs.values()}
-        | {"summary"}
+        | {"summary", "comparison"}
     )
     files = {path.name.removesuffix(".md.j2"): path.read_text(encoding="utf-8") for path in templates().glob("*.j2")}
     assert set(files) == used
@@ -505,5 +619,7 @@ def test_each_template_is_used_and_no_line_of_one_begins_with_data() -> None:
 
 
 def test_card_and_readme_import_no_torch() -> None:
-    check = "import sys, hf_curate.hub.card, hf_curate.hub.readme, hf_curate.report; sys.exit('torch' in sys.modules)"
+    check = (
+        "import sys, hf_curate.hub.card, hf_curate.hub.readme, hf_curate.plots.draw; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

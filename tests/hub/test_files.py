@@ -40,8 +40,8 @@ def test_plain_datasets_loads_what_was_saved(picked: Selection, tmp_path: Path) 
     assert sorted(tree(tmp_path)) == [
         "README.md",
         f"grace-20pct/{shard_name(saved, 0, 1)}",
-        "grace-20pct/train.manifest.json",
-        "grace-20pct/train.scores.png",
+        *(f"grace-20pct/train.{name}" for name in ("length.png", "manifest.json", "nested.png", "scores.png")),
+        "grace-20pct/train.steps.png",
     ]
     assert picked.manifest["config_name"] is None  # the manifest of the file is a copy
 
@@ -58,7 +58,8 @@ def test_configs_and_splits_live_side_by_side(picked: Selection, tmp_path: Path)
     assert loaded(tmp_path, "top", "validation")["source_row"][:] == other.indices.tolist()
     assert len(loaded(tmp_path, "random")) == 10
     readme = (tmp_path / "README.md").read_text("utf-8")
-    assert readme.count("hf_curate:begin") == readme.count("hf_curate:end") == 3
+    assert readme.count("hf_curate:begin config=") == readme.count("hf_curate:end config=") == 3
+    assert readme.count("hf_curate:begin comparison") == readme.count("hf_curate:end comparison") == 1
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,62 @@ def test_without_matplotlib_the_card_has_no_picture_and_the_log_says_why(
     assert not list(tmp_path.rglob("*.png"))
     assert ".png" not in (tmp_path / "README.md").read_text("utf-8")
     assert "pip install 'hf_curate[plots]'" in caplog.text
+
+
+def test_a_plot_that_fails_costs_no_data_and_no_other_plot(
+    picked: Selection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hf_curate.plots import draw
+
+    real = draw.plot
+
+    def fail(name: str, manifest: dict) -> bytes:
+        if name == "length":
+            raise RuntimeError("no ink\nat all")
+        return real(name, manifest)
+
+    monkeypatch.setattr(draw, "plot", fail)
+    picked.save(tmp_path, "c")
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == [
+        f"train.{name}.png" for name in ("nested", "scores", "steps")
+    ]
+    assert "train.length.png" not in (tmp_path / "README.md").read_text("utf-8")
+    assert (
+        "The plot 'length' could not be drawn (RuntimeError: no ink); the card is written without it." in caplog.text
+    )
+    assert load_curated(tmp_path, "c").problems == []
+
+
+@pytest.mark.parametrize("lacking", ["confounds", "baselines", "rows.failed", "selector.strategy"])
+def test_a_card_that_fails_costs_no_data(
+    picked: Selection, tmp_path: Path, lacking: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    part, _, key = lacking.partition(".")
+    manifest = dict(picked.manifest)
+    if key:
+        manifest[part] = {name: value for name, value in manifest[part].items() if name != key}
+    elif part == "baselines":
+        manifest[part] = {"x": 3}
+    else:
+        del manifest[part]
+    Selection(picked.dataset, picked.indices, manifest).save(tmp_path, "c")
+    assert "The card of 'c' is a minimal one, the whole one could not be written" in caplog.text
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert "How these rows were chosen is in `c/train.manifest.json`." in text
+    assert loaded(tmp_path, "c").to_list() == picked.dataset.to_list()
+    picked.save(tmp_path, "c")
+    assert "### How it scales" in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_plots_that_a_new_selection_lacks_are_removed_and_other_pictures_stay(
+    picked: Selection, tmp_path: Path
+) -> None:
+    picked.save(tmp_path, "c")
+    (tmp_path / "c" / "train.mine.png").write_bytes(b"mine")
+    (tmp_path / "c" / "dev.steps.png").write_bytes(b"of another split")
+    select(plain([1.0, 2.0, 3.0]), "score", 1).save(tmp_path, "c")
+    there = {path.name for path in (tmp_path / "c").glob("*.png")}
+    assert there == {"train.scores.png", "train.nested.png", "train.mine.png", "dev.steps.png"}
 
 
 def test_a_folder_name_with_brackets_is_loaded_back(picked: Selection, tmp_path: Path) -> None:

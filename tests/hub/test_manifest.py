@@ -115,7 +115,7 @@ def test_a_manifest_with_nan_is_not_written() -> None:
         (b'{"schema": ' + b"9" * 5000 + b"}", "cannot be read"),
         (b"[]", "has the schema None"),
         (b"null", "has the schema None"),
-        (b'{"schema": "hf_curate/manifest/2"}', "'hf_curate/manifest/2'; this version of hf_curate reads"),
+        (b'{"schema": "hf_curate/manifest/3"}', "'hf_curate/manifest/3'; this version of hf_curate reads"),
         (b'{"schema": {"a": 1}}', "has the schema {'a': 1}"),
         (b'{"schema": "' + b"x" * 10**5 + b'"}', "has the schema 'xxx"),
         (b'{"schema": "hf_curate/manifest/1"}', "rows.in"),

@@ -72,7 +72,7 @@ def test_a_push_is_one_commit_that_load_dataset_and_load_curated_read(
     assert len(commits) == 2
     assert commits[0].title == "Add grace-20pct (train)"
     [shard] = shards(hub, repo, "grace-20pct")
-    rest = {"grace-20pct/train.manifest.json", "grace-20pct/train.scores.png"}
+    rest = {f"grace-20pct/train.{name}" for name in ("manifest.json", *PLOTS)}
     assert set(tree(hub, repo)) == {shard, *rest, "README.md", ".gitattributes"}
     kept = pushed["kept"]["grace-20pct"]
     assert agrees(hub, repo, "grace-20pct") == kept
@@ -88,6 +88,13 @@ def test_the_same_push_again_adds_no_commit(hub: LoopbackHub, alice: Client, rep
     assert len(hub.commits("dataset", repo)) == 2
 
 
+def outside(readme: str) -> str:
+    """A README without the comparison of its configs, which changes with each of them."""
+    begin, end = "<!-- hf_curate:begin comparison v1 -->", "<!-- hf_curate:end comparison -->\n"
+    before, found, rest = readme.partition(begin)
+    return before + (rest.partition(end)[2] if found else "")
+
+
 def test_a_second_config_and_a_second_split_leave_the_first_as_it_was(
     hub: LoopbackHub, alice: Client, repo: str
 ) -> None:
@@ -99,11 +106,39 @@ def test_a_second_config_and_a_second_split_leave_the_first_as_it_was(
         assert {path: after.get(path) for path in before if path != "README.md"} == {
             path: entry for path, entry in before.items() if path != "README.md"
         }
-        assert lines_lost(readme, text(hub, repo)) == []
+        assert lines_lost(outside(readme), text(hub, repo)) == []
     assert len(hub.commits("dataset", repo)) == 5
     for (config, split), rows in kept.items():
         assert agrees(hub, repo, config, split) == rows
         assert alice.run(load_plain, repo=repo, config=config, split=split) == rows
+
+
+def verify_pushed(repo: str, config: str) -> dict[str, Any]:
+    from hf_curate import verify_curated
+
+    return verify_curated(repo, config).record()
+
+
+def test_configs_of_a_repo_are_compared_by_the_rows_that_they_hold_and_each_can_be_verified(
+    hub: LoopbackHub, alice: Client, repo: str
+) -> None:
+    source = "local file rows.jsonl"
+    one = set(alice.run(push_pool, repo=repo, config="one", source=source)["kept"]["one"])
+    mine = section(text(hub, repo), "one")
+    two = set(alice.run(push_pool, repo=repo, config="two", budget="30%", source=source)["kept"]["two"])
+    assert section(text(hub, repo), "one") == mine
+    readme = text(hub, repo)
+    assert one < two
+    assert f"| `one` | {len(one)} | {len(one)} (100.0 %) |" in readme
+    assert f"| `two` | {len(one)} ({100 * len(one) / len(two):.1f} %) | {len(two)} |" in readme
+    said = {one["claim"]: one["state"] for one in alice.run(verify_pushed, repo=repo, config="one")["verdicts"]}
+    assert {said[claim] for claim in ("manifest", "rows", "budget", "summary", "card")} == {"verified"}
+    assert said["source"] == said["scores"] == "not checked"
+
+
+def section(readme: str, config: str) -> str:
+    begin, end = (f"<!-- hf_curate:{mark} config={config} split=train" for mark in ("begin", "end"))
+    return readme[readme.index(begin) : readme.index(end)]
 
 
 def test_three_nested_budgets_land_in_one_commit(hub: LoopbackHub, alice: Client, repo: str) -> None:
@@ -127,7 +162,7 @@ def save_pool(folder: str, configs: dict[str, str], seed: int = 0) -> None:
         select(pool(seed=seed), Scorer(), budget).save(folder, config)
 
 
-def test_what_is_pushed_is_byte_for_byte_what_save_writes(
+def test_what_is_pushed_is_byte_for_byte_what_save_writes_but_for_the_name_of_the_repo(
     hub: LoopbackHub, alice: Client, repo: str, tmp_path: Path
 ) -> None:
     configs = {"grace-10pct": "10%", "grace-20pct": "20%"}
@@ -136,9 +171,11 @@ def test_what_is_pushed_is_byte_for_byte_what_save_writes(
     saved = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     local = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in saved}
     assert {path.rpartition(".")[2] for path in local} == {"parquet", "json", "png", "md"}
+    local["README.md"] = local["README.md"].replace(b"<repo or folder>", repo.encode())
     assert {path: hub.read("dataset", repo, path) for path in tree(hub, repo) if path != ".gitattributes"} == local
 
 
+PLOTS = ("length.png", "nested.png", "scores.png", "steps.png")
 HUMAN = """---
 # a comment that matters
 license:   apache-2.0   # ours
@@ -224,7 +261,7 @@ def test_a_readme_edited_between_two_pushes_keeps_the_edits_and_gets_the_new_sec
         if half:
             assert mine == theirs
         else:
-            assert mine.split("\n---\n")[1] == theirs.split("\n---\n")[1]
+            assert outside(mine.split("\n---\n")[1]) == outside(theirs.split("\n---\n")[1])
     assert "pretty_name: Mine" in now
     assert now.endswith("\nAn appendix.\n")
 
@@ -278,7 +315,8 @@ def test_stale_shards_of_the_same_split_go_in_the_same_commit(hub: LoopbackHub, 
 def test_a_dry_run_returns_the_plan_and_touches_nothing(hub: LoopbackHub, alice: Client, repo: str) -> None:
     plan = alice.run(push_pool, repo=repo, config="grace", dry_run=True)
     [shard] = [path for path in plan["files"] if path.endswith(".parquet")]
-    assert set(plan["files"]) == {shard, "grace/train.manifest.json", "grace/train.scores.png", "README.md"}
+    own = {f"grace/train.{name}" for name in ("manifest.json", *PLOTS)}
+    assert set(plan["files"]) == {shard, *own, "README.md"}
     assert plan["deleted"] == []
     assert f"{plan['files'][shard]:,}  {shard}" in plan["text"]
     with pytest.raises(KeyError):
@@ -761,7 +799,7 @@ def test_the_command_pushes_all_configs_of_a_folder_in_one_commit(
     assert following == f'next: load_dataset("{repo}", "grace-10pct", split="train")'
     assert len(agrees(hub, repo, "grace-10pct")) == 10
     assert len(agrees(hub, repo, "grace-20pct")) == 20
-    assert text(hub, repo) == (saved / "curated" / "README.md").read_text("utf-8")
+    assert text(hub, repo) == (saved / "curated" / "README.md").read_text("utf-8").replace("<repo or folder>", repo)
 
 
 def test_the_command_knows_config_dry_run_create_pr_private_and_revision(

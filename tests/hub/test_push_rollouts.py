@@ -24,7 +24,8 @@ def push_scored(repo: str, config: str, method: str, strategy: str = "top") -> d
     from rollouts import policy, rows_of_every_kind, solved, tokenizer, trusted
 
     import hf_curate
-    from hf_curate import report, score, select
+    from hf_curate import score, select
+    from hf_curate.plots import draw
 
     rows = [*rows_of_every_kind(), solved(1, seed=3)[0] | {"rewards": [0.6, 0.7, 0.8, 0.9]}]
     pool, parts = Dataset.from_list(rows), {"tokenizer": tokenizer(), "parameters": "linear"}
@@ -35,11 +36,11 @@ def push_scored(repo: str, config: str, method: str, strategy: str = "top") -> d
         scorer = hf_curate.LearnAlignScorer(policy(), **parts).fit(pool)
     scored = score(pool, scorer)
     picked = select(scored, scorer, 10, strategy=strategy)
-    real, report.plot_scores = report.plot_scores, lambda manifest: b"\x89PNG"
+    real, draw.plot = draw.plot, lambda name, manifest: b"\x89PNG"
     try:
         picked.push_to_hub(repo, config)
     finally:
-        report.plot_scores = real
+        draw.plot = real
     return {
         "rows": [{name: row[name] for name in ("prompt", "responses", "rewards", scorer.column)} for row in scored],
         "kept": picked.indices.tolist(),
@@ -93,11 +94,12 @@ def test_a_selection_over_rollouts_is_pushed_and_loaded_back_with_its_account(
     assert manifest["selector"]["settings"]["direction"] == {"fit": direction["key"]}
 
     readme = hub.read("dataset", repo, "README.md").decode()
-    card = Card(manifest, {"scores": f"{config}/train.scores.png"})
+    plots = ("scores", "length", "pass_rate", "nested")
+    card = Card(manifest, {name: f"{config}/train.{name}.png" for name in plots}, repo_id=repo)
     assert card.render().rstrip() in readme
     assert f", chosen by {method} with " in html.unescape(card.body)
-    chosen = card["How it was chosen"]
-    assert f"| without signal | {everything['without_signal']} | " in chosen["Rollouts"].body
+    chosen, useful = card["How it was constructed"], card["What makes it useful"]
+    assert f"| without signal | {everything['without_signal']} | " in useful["Pass rate"].body
     told = chosen["Direction"].body
     assert f"| Problems | {direction['rows']['in']}, {direction['rows']['with_signal']} with signal |" in told
     assert ("| Source of its rows | `local file trusted.jsonl` |" in told) == (method == "GradAlign")

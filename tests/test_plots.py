@@ -1,7 +1,8 @@
-"""The score plot: a small PNG of the manifest's histogram, the same bytes for the same manifest."""
+"""The plots: small PNGs of the manifest's numbers, the same bytes for the same manifest."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import subprocess
@@ -9,10 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import golden_selections
 import pytest
+from pools import plain
 
+from hf_curate import select
 from hf_curate.errors import ManifestError, MissingPackageError
-from hf_curate.report import DROPPED, KEPT, plot_scores
+from hf_curate.plots import draw
+from hf_curate.plots.canvas import DROPPED, KEPT
+from hf_curate.plots.draw import plot_scores
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -91,9 +97,78 @@ def test_without_matplotlib_the_error_says_what_to_install(
 def test_importing_and_plotting_load_neither_pyplot_nor_torch() -> None:
     pytest.importorskip("matplotlib")
     check = (
-        "import json, sys; from hf_curate.report import plot_scores; assert 'matplotlib' not in sys.modules;"
+        "import json, sys; from hf_curate.plots.draw import plot_scores; assert 'matplotlib' not in sys.modules;"
         "plot_scores(json.load(open(sys.argv[1])));"
         "sys.exit(not {'matplotlib.pyplot', 'torch'}.isdisjoint(sys.modules))"
     )
     command = [sys.executable, "-c", check, str(GOLDENS / "manifest_grace.json")]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def manifests() -> dict[str, dict[str, Any]]:
+    pytest.importorskip("matplotlib")
+    return {name: getattr(golden_selections, name)().manifest for name in ("grace", "learnalign")}
+
+
+OF = {"scores": "grace", "steps": "grace", "length": "grace", "pass_rate": "learnalign", "nested": "learnalign"}
+
+
+@pytest.mark.parametrize("name", draw.PLOTS)
+def test_each_plot_is_a_small_opaque_png_at_twice_the_width_of_a_card(
+    manifests: dict[str, dict[str, Any]], name: str
+) -> None:
+    manifest = manifests[OF[name]]
+    image = draw.PLOTS[name][0](manifest)
+    assert image.startswith(b"\x89PNG\r\n")
+    assert len(image) < 200_000
+    assert b"Software" not in image
+    assert image == draw.PLOTS[name][0](copy.deepcopy(manifest))
+    picture = pytest.importorskip("PIL.Image").open(io.BytesIO(image))
+    assert picture.width == 1400
+    assert picture.convert("RGBA").getextrema()[3] == (255, 255)
+
+
+def test_a_manifest_has_the_plots_that_it_has_numbers_for(manifests: dict[str, dict[str, Any]]) -> None:
+    there = {name: [plot for plot in draw.PLOTS if draw.has(plot, one)] for name, one in manifests.items()}
+    assert there["grace"] == ["scores", "steps", "length", "nested"]
+    assert there["learnalign"] == ["scores", "length", "pass_rate", "nested"]
+    old = json.loads((GOLDENS / "manifest_grace.json").read_text("utf-8"))
+    assert [plot for plot in draw.PLOTS if draw.has(plot, old)] == ["scores"]
+
+
+def test_bars_of_pass_rates_are_as_large_as_their_counts(manifests: dict[str, dict[str, Any]]) -> None:
+    manifest = copy.deepcopy(manifests["learnalign"])
+    counts = {"kept": [0] * 5 + [10] * 2 + [0] * 5, "dropped": [30] * 2 + [0] * 10}
+    manifest["pass_rate"] |= counts | {"mean_score": [None] * 12}
+    found = pixels(draw.plot("pass_rate", manifest))
+    assert found[DROPPED] / found[KEPT] == pytest.approx(3, rel=0.05)
+
+
+def test_the_darkest_step_is_the_best_one(manifests: dict[str, dict[str, Any]]) -> None:
+    manifest = copy.deepcopy(manifests["grace"])
+    for part, mean in (("kept", 0.9), ("dropped", 0.1)):
+        manifest["steps"][part] = {"mean": [mean] * 10, "steps": [1] * 10}
+    found = pixels(draw.plot("steps", manifest))
+    assert found["#083d68"] == pytest.approx(found["#f3f5f8"], rel=0.1)
+    assert found["#083d68"] > 100_000
+
+
+@pytest.mark.parametrize("column", ["$x^{", "\u202eevil\n", "列" * 100, r"\frac{1}{0}$", ""])
+def test_names_cannot_break_any_plot(manifests: dict[str, dict[str, Any]], column: str) -> None:
+    manifest = copy.deepcopy(manifests["grace"])
+    manifest["selector"]["column"] = column
+    assert draw.plot("length", manifest).startswith(b"\x89PNG")
+
+
+def test_one_row_and_equal_scores_can_be_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    manifest = select(golden_selections.traces(3, seed=1), golden_selections.Grace(), 1).manifest
+    for name in draw.PLOTS:
+        if draw.has(name, manifest):
+            assert draw.plot(name, manifest).startswith(b"\x89PNG")
+    one = select(plain([1.0, 1.0]), "score", 1).manifest
+    assert not draw.has("nested", one)

@@ -1,0 +1,94 @@
+"""Score against length, pass rate and the place of a step, held against plain loops over the rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from golden_selections import OfRollouts, problems, traces
+from pools import Scorer, plain, pool
+
+from hf_curate import select
+from hf_curate.stats import spearman
+
+
+@pytest.mark.parametrize("view", [False, True], ids=["whole", "shuffled"])
+def test_the_mean_of_steps_by_place_is_that_of_a_loop(view: bool) -> None:
+    data = pool(300, failed=12)
+    if view:
+        data = data.shuffle(seed=1).select(range(0, 280))
+    picked = select(data, Scorer(), "20%")
+    kept = set(picked.indices.tolist())
+    sums = {part: [[] for _ in range(10)] for part in ("kept", "dropped")}
+    for row, steps in enumerate(data["grace_step_scores"]):
+        for place, score in enumerate(steps or []):
+            sums["kept" if row in kept else "dropped"][math.floor(10 * (place + 0.5) / len(steps))].append(score)
+    for part, places in sums.items():
+        found = picked.manifest["steps"][part]
+        assert found["steps"] == [len(scores) for scores in places]
+        for mean, scores in zip(found["mean"], places, strict=True):
+            assert mean == (pytest.approx(np.mean(scores), abs=1e-6) if scores else None)
+
+
+def test_rows_fall_into_groups_of_length_and_are_counted_once() -> None:
+    data = traces(400)
+    picked = select(data, Scorer(), "20%")
+    length = picked.manifest["length"]
+    assert length["of"] == "tokens"
+    kept = set(picked.indices.tolist())
+    rows = [row for row in range(len(data)) if data[row]["grace_value"] is not None]
+    tokens, scores = np.array(data["grace_tokens"], dtype=float), np.array(data["grace_value"], dtype=float)
+    steps = np.array([len(one or []) for one in data["grace_step_scores"]], dtype=float)
+    assert sum(group["rows"] for group in length["groups"]) == len(rows)
+    for group in length["groups"]:
+        own = [row for row in rows if group["from"] <= tokens[row] <= group["to"]]
+        assert group["rows"] == len(own)
+        assert group["kept"] == len(kept & set(own))
+        assert group["median"] == pytest.approx(np.median(scores[own]))
+        assert group["spearman"]["length"] == spearman(scores[own], tokens[own])
+        assert group["spearman"]["steps"] == spearman(scores[own], steps[own])
+    told = [one for one in length["groups"] if one["spearman"]["length"] is not None]
+    weights = [one["rows"] for one in told]
+    mean = np.average([one["spearman"]["length"] for one in told], weights=weights)
+    assert length["within"]["length"] == pytest.approx(mean)
+    assert [group["to"] for group in length["groups"][:-1]] < [group["from"] for group in length["groups"][1:]]
+
+
+def test_pass_rates_have_bins_of_their_own_for_never_and_always() -> None:
+    data, scorer = problems(200, "GradAlign"), OfRollouts("GradAlign", None, True)
+    picked = select(data, scorer, "25%")
+    found, kept = picked.manifest["pass_rate"], set(picked.indices.tolist())
+    bins = {"kept": [0] * 12, "dropped": [0] * 12}
+    scores: list[list[float]] = [[] for _ in range(12)]
+    for row, (rewards, score) in enumerate(zip(data["rewards"], data["gradalign_score"], strict=True)):
+        if score is None:
+            continue
+        right, count = sum(reward > 0.5 for reward in rewards), len(rewards)
+        place = 0 if right == 0 else 11 if right == count else 1 + 10 * right // count
+        bins["kept" if row in kept else "dropped"][place] += 1
+        scores[place].append(score)
+    assert (found["kept"], found["dropped"]) == (bins["kept"], bins["dropped"])
+    for mean, own in zip(found["mean_score"], scores, strict=True):
+        assert mean == (pytest.approx(np.mean(own), abs=1e-6) if own else None)
+    rollouts = picked.manifest["rollouts"]
+    assert rollouts["always_wrong"] == {"scored": bins["kept"][0] + bins["dropped"][0], "kept": bins["kept"][0]}
+    assert rollouts["always_right"] == {"scored": bins["kept"][11] + bins["dropped"][11], "kept": bins["kept"][11]}
+
+
+def test_what_was_not_measured_is_none() -> None:
+    manifest = select(plain(), "score", 1).manifest
+    assert manifest["length"] is manifest["steps"] is manifest["pass_rate"] is manifest["strata"] is None
+
+
+def test_strata_are_counted() -> None:
+    picked = select(pool(), Scorer(), "20%", strategy="stratified", group="topic")
+    assert picked.manifest["strata"] == {"column": "topic", "groups": 3, "kept": 3}
+
+
+def test_repeated_prompts_are_counted_among_all_and_among_the_kept() -> None:
+    data = pool(100, failed=0)
+    picked = select(data, Scorer(), "50%")
+    for name, prompts in (("duplicate_prompts", data["prompt"]), ("duplicate_prompts_kept", picked.dataset["prompt"])):
+        assert picked.manifest["rows"][name] == len(list(prompts)) - len(set(prompts))
+    assert picked.manifest["rows"]["duplicate_prompts_kept"] > 0
