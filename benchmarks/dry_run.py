@@ -26,7 +26,7 @@ WAYS = {
     "GRACE, representation": [],
     "GRACE, outer": ["--proxy", "outer"],
     "GRACE, last": ["--proxy", "last"],
-    "lowest loss": ["--scorer", "lowest_loss"],
+    "lowest loss": ["--scorer", "lowest-loss"],
     "longest": ["--scorer", "longest"],
 }
 ABOUT = re.compile(r"^time +about (?:(\d+):)?(\d+):(\d+) in one|^time +about ([\d.]+) s in one", re.MULTILINE)

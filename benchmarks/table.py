@@ -48,6 +48,12 @@ def lines() -> Iterator[tuple[str, str, str]]:
     for policy, found in result("rollouts_over_generate")["results"].items():
         name = f"sampling over `generate`, tokens per processor second, {policy}"
         yield name, spread(found["over_generate"]["sample"]), "rollouts_over_generate"
+    for share, found in result("policy_over_bergson")["shares"].items():
+        for way in ("t, dot, corr", "cosine and stderr"):
+            what = f"GradAlign, {way}, over Bergson 2.5.1, {share} of the tokens in the prompts"
+            yield what, spread(found["ratio"][way]), "policy_over_bergson"
+        gain = spread(found["gain"]["cosine and stderr"])
+        yield f"the same without a shared prompt, over with one, {share}", gain, "policy_over_bergson"
     start = result("start_up")
     beyond = start["beyond datasets"]["import datasets, hf_curate"]
     yield "`import hf_curate`, beyond `import datasets`", f"{beyond:.2f} s", "start_up"
