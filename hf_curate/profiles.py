@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 GROUPS = 10
 LEAST_ROWS = 3
 """A correlation within a group takes so many rows."""
+MOST_ROWS = 100_000
+"""Rows of a group whose correlations are computed: of more, so many at equal distances, with a standard error of
+0.003."""
 RATES = 10
 """Bins of the pass rates between 0 and 1, which have bins of their own."""
 POSITIONS = 10
@@ -31,7 +34,8 @@ def length_account(choice: Choice) -> dict[str, Any] | None:
     known.
 
     Returns "of" (the measure: "tokens" of a row, or "length", the mean of its responses), "groups" from the shortest
-    to the longest, and "within": the mean of their correlations with length and steps, weighted by rows.
+    to the longest, and "within": the mean of their correlations with length and steps, weighted by rows; where a group
+    has more than `MOST_ROWS`, also "within_rows", how many rows of all these correlations are of.
     """
     of = next((name for name in ("tokens", "length") if name in choice.measures), None)
     if of is None:
@@ -44,12 +48,22 @@ def length_account(choice: Choice) -> dict[str, Any] | None:
     kept[choice.kept] = True
     bounds = np.unique(np.quantile(length[scored], np.arange(1, GROUPS) / GROUPS))
     which = np.searchsorted(bounds, length[scored], side="left")
-    groups = [_group(choice.scores, length, steps, kept, scored[which == number]) for number in np.unique(which)]
-    return {
+    groups = [
+        _group(choice.scores, length, steps, kept, scored[which == number])
+        for number in np.flatnonzero(np.bincount(which))
+    ]
+    found = {
         "of": of,
         "groups": groups,
         "within": {name: _mean_within(groups, name) for name in ("length", "steps")},
     }
+    used = sum(len(_some(range(group["rows"]))) for group in groups)
+    return found if used == len(scored) else {**found, "within_rows": used}
+
+
+def _some(rows: Any) -> Any:
+    """At most `MOST_ROWS` of the rows, at equal distances."""
+    return rows[:: -(-len(rows) // MOST_ROWS)]
 
 
 def _group(
@@ -57,6 +71,7 @@ def _group(
 ) -> dict[str, Any]:
     own, low, high = scores[rows], float(length[rows].min()), float(length[rows].max())
     quarter, median, three = np.quantile(own, [0.25, 0.5, 0.75])
+    some, ranked = _some(rows), _some(own)
     return {
         "from": low,
         "to": high,
@@ -66,8 +81,8 @@ def _group(
         "median": float(median),
         "p75": float(three),
         "spearman": {
-            "length": spearman(own, length[rows]) if high > low else None,
-            "steps": None if steps is None else spearman(own, steps[rows]),
+            "length": spearman(ranked, length[some]) if high > low else None,
+            "steps": None if steps is None else spearman(ranked, steps[some]),
         },
     }
 

@@ -9,7 +9,7 @@ import pytest
 from golden_selections import OfRollouts, problems, traces
 from pools import Scorer, plain, pool
 
-from hf_curate import select
+from hf_curate import profiles, select
 from hf_curate.stats import spearman
 
 
@@ -53,6 +53,28 @@ def test_rows_fall_into_groups_of_length_and_are_counted_once() -> None:
     mean = np.average([one["spearman"]["length"] for one in told], weights=weights)
     assert length["within"]["length"] == pytest.approx(mean)
     assert [group["to"] for group in length["groups"][:-1]] < [group["from"] for group in length["groups"][1:]]
+
+
+def test_correlations_within_large_groups_are_of_rows_at_equal_distances_and_the_card_says_of_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, whole = traces(400), select(traces(400), Scorer(), "20%")
+    assert "within_rows" not in whole.manifest["length"]
+    assert "equal distances" not in whole.card.render()
+    monkeypatch.setattr(profiles, "MOST_ROWS", 20)
+    picked = select(data, Scorer(), "20%")
+    length = picked.manifest["length"]
+    rows = [row for row in range(len(data)) if data[row]["grace_value"] is not None]
+    tokens, scores = np.array(data["grace_tokens"], dtype=float), np.array(data["grace_value"], dtype=float)
+    used = 0
+    for group, before in zip(length["groups"], whole.manifest["length"]["groups"], strict=True):
+        own = [row for row in rows if group["from"] <= tokens[row] <= group["to"]]
+        some = own[:: math.ceil(len(own) / 20)]
+        used += len(some)
+        assert group["spearman"]["length"] == spearman(scores[some], tokens[some])
+        assert {**group, "spearman": None} == {**before, "spearman": None}
+    assert length["within_rows"] == used < len(rows)
+    assert f"Those within groups are of {used} rows, at equal distances" in picked.card.render()
 
 
 def test_pass_rates_have_bins_of_their_own_for_never_and_always() -> None:
