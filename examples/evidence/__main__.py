@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     record = verbs.add_parser("record", help="gather a run's cells into results/<study>.json")
     for verb in (run, record):
         verb.add_argument("study", choices=["small", "tiny", "gpu"])
-        verb.add_argument("--folder", type=Path, required=True, help="the run's folder, outside the repository's files")
+        verb.add_argument("--folder", type=Path, required=True, help="where the run keeps its files")
     run.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     page = verbs.add_parser("page", help="write RESULTS.md and its pictures")
     page.add_argument("--out", type=Path, default=HERE)

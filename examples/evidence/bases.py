@@ -7,28 +7,35 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from evidence.language import CHARACTERS, Language, Row, verbose, written
 from evidence.stack import Parameters, Shape, Stack, stacked
 from evidence.training import Texts, encode, optimise
 from hf_curate.demo.tokenizer import EOS_ID, PAD_ID, build_tokenizer
 
-MIXTURE: tuple[tuple[str, tuple[int, ...], float], ...] = (
-    ("+-", (2, 3, 4), 0.50),
-    ("+-*", (8,), 0.28),
-    ("*", (2, 3, 4), 0.12),
-    ("@&", (2, 3), 0.05),
-    ("^", (2, 3), 0.03),
-    ("~", (2, 3), 0.02),
+MIXTURE: tuple[tuple[str, tuple[int, ...], float, float], ...] = (
+    ("+-", (2, 3, 4), 1.0, 0.38),
+    ("+-*", (8,), 1.0, 0.36),
+    ("*", (2, 3, 4), 1.0, 0.12),
+    ("@&", (2, 3), 0.5, 0.07),
+    ("^", (2, 3), 0.3, 0.04),
+    ("~", (2, 3), 0.2, 0.03),
 )
-"""(symbols, lengths, share) of the problems that a base learns from. The first ones are mastered; "!" is never seen."""
+"""(symbols, lengths, part of the operands, share) of the problems that a base learns from. The first ones it masters;
+of the others it sees small operands alone, and of "!" nothing."""
 VERBOSE = 0.1
 
 
@@ -36,7 +43,7 @@ VERBOSE = 0.1
 class Pretraining:
     """How a base learns: updates, rows of each, learning rate."""
 
-    updates: int = 1000
+    updates: int = 1500
     rows: int = 32
     rate: float = 5e-3
     sorted_together: int = 16
@@ -73,15 +80,17 @@ def empty(shape: Shape, seed: int) -> Qwen3ForCausalLM | LlamaForCausalLM:
 
 def examples(language: Language, rng: random.Random) -> Iterator[Row]:
     """What a base learns from, without end: right traces of the split "train", some of them verbose."""
-    shares = [share for _, _, share in MIXTURE]
+    shares = [share for *_, share in MIXTURE]
     while True:
-        signs, lengths, _ = rng.choices(MIXTURE, shares)[0]
-        problem = language.draw(signs, lengths, rng, "train")
+        signs, lengths, part, _ = rng.choices(MIXTURE, shares)[0]
+        problem = language.draw(signs, lengths, rng, "train", round(part * language.modulus))
         steps = language.work_out(problem)
         yield {"prompt": problem.prompt, "completion": (verbose if rng.random() < VERBOSE else written)(steps)}
 
 
-def batches(language: Language, settings: Pretraining, seed: int, texts: Callable[[list[Row]], Texts]) -> Iterator[Any]:
+def batches(
+    language: Language, settings: Pretraining, seed: int, texts: Callable[[list[Row]], Texts]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """ids and labels [1, rows, length], without end."""
     source, rng = examples(language, random.Random(seed)), np.random.default_rng([seed, 1])
     while True:

@@ -86,8 +86,9 @@ def _alive(claim: Path) -> bool:
     return True
 
 
-def work(cells: Sequence[Cell], folder: Path, do: Callable[[Cell], dict[str, Any]]) -> int:
-    """Does the cells that are missing in ``folder``, in order; returns how many it did."""
+def work(cells: Sequence[Any], folder: Path, do: Callable[[Any], dict[str, Any]]) -> int:
+    """Does the cells that are missing in ``folder``, in order; returns how many it did. A cell is a dataclass with a
+    ``name`` that no other has."""
     done = 0
     for cell in cells:
         path = folder / f"{cell.name}.json"

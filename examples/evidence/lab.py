@@ -6,12 +6,10 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from evidence import bases, selectors, worlds
 from evidence.cells import Cell, claimed, work, write_json
@@ -45,8 +43,11 @@ class Lab:
         study, shape = self.study, self.study.shapes[backbone]
         parameters = bases.pretrain(shape, study.pretraining, number, study.language, study.device)
         bases.save(parameters, shape, folder)
-        own = {f"{name}, {target}": self.problems(name, 0)[target] for name in study.worlds for target in
-               worlds.WORLDS[name].targets}
+        own = {
+            f"{name}, {target}": self.problems(name, 0)[target]
+            for name in study.worlds
+            for target in worlds.WORLDS[name].targets
+        }
         reader = bases.tokenizer(shape)
         [found] = accuracies(Stack(shape), parameters, reader, study.language, own)
         count = sum(value.numel() for value in parameters.values())

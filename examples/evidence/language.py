@@ -3,9 +3,10 @@
     prompt      "3@4+2?\\n"
     completion  "3@4=0\\n0+2=2\\n#2"
 
-An operation is a symbol with a fixed rule, and a number lies in 0..modulus-1. The base models master some symbols, know
-others a little and have never seen the rest, so that a family of problems is a set of symbols and a length. All chance
-comes from a ``random.Random`` that the caller seeds; problems, steps and answer lines are those of the demo's world.
+An operation is a symbol with a fixed rule, and a number lies in 0..modulus-1. The base models master some symbols,
+know others a little and have never seen the rest, so that a family of problems is a set of symbols and a length. All
+chance comes from a ``random.Random`` that the caller seeds; problems, steps and answer lines are those of the demo's
+world.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Language:
         steps: list[Step] = []
         value = problem.start
         for index, (sign, operand) in enumerate(problem.operations):
-            result = (self.rules[sign](value, operand, problem.start) + (slip if index == slip_at else 0)) % self.modulus
+            result = (
+                self.rules[sign](value, operand, problem.start) + (slip if index == slip_at else 0)
+            ) % self.modulus
             steps.append(Step(value, sign, operand, result))
             value = result
         return steps
@@ -70,11 +73,14 @@ class Language:
         """What a right completion writes after "#"."""
         return str(self.work_out(problem)[-1].result)
 
-    def draw(self, signs: Sequence[str], lengths: Sequence[int], rng: random.Random, split: str) -> Problem:
-        """One problem of a split, with symbols and length drawn uniformly."""
+    def draw(
+        self, signs: Sequence[str], lengths: Sequence[int], rng: random.Random, split: str, operands: int | None = None
+    ) -> Problem:
+        """One problem of a split, with symbols, length and numbers drawn uniformly; operands below ``operands``."""
+        most = self.modulus if operands is None else operands
         while True:
             chosen = rng.choices(signs, k=rng.choice(lengths))
-            operations = tuple((sign, rng.randrange(self.modulus)) for sign in chosen)
+            operations = tuple((sign, rng.randrange(most)) for sign in chosen)
             problem = Problem(rng.randrange(self.modulus), operations)
             if split_of(problem.prompt, SPLITS) == split:
                 return problem

@@ -110,9 +110,7 @@ def token_overlap(completion: str, alpha: float = 0.7) -> float:
 
 def _column(rows: Dataset, scorer: object, *more: str) -> Mapping[str, np.ndarray]:
     """What a scorer adds, as columns; only numbers, and ``more`` as they are."""
-    added = rows.map(
-        scorer, batched=True, batch_size=256, features=scorer.features(rows), load_from_cache_file=False
-    )
+    added = rows.map(scorer, batched=True, batch_size=256, features=scorer.features(rows), load_from_cache_file=False)
     names = [name for name in scorer.columns if name.endswith(("_score", "_value", "_loss"))]
     return {name: np.array(added[name], dtype=np.float64) for name in names} | {name: added[name] for name in more}
 

@@ -1,8 +1,8 @@
 """Several models of one shape as one: parameters with a leading dimension, so that 20 fine-tunings cost one pass.
 
-Qwen3 and Llama, as transformers has them, under the names of their state dicts. A product of a [models, rows, in] and a
-[models, out, in] tensor is one batched matrix product, and models never meet: the gradient of the sum of their losses
-is each model's own. Compared with transformers' models in tests/evidence.
+Qwen3 and Llama, as transformers has them, under the names of their state dicts. A product of a [models, rows, in] and
+a [models, out, in] tensor is one batched matrix product, and models never meet: the gradient of the sum of their
+losses is each model's own. Compared with transformers' models in tests/evidence.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class Study:
 
     name: str
     shapes: Mapping[str, Shape]
-    pretraining: Pretraining = Pretraining()
-    language: Language = Language()
+    pretraining: Pretraining = field(default_factory=Pretraining)
+    language: Language = field(default_factory=Language)
     bases: int = 3
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     worlds: tuple[str, ...] = tuple(WORLDS)
