@@ -56,10 +56,10 @@ def text(results: Results, outcomes: Sequence[Outcome], recorded: Path) -> str:
 INTRODUCTION = """\
 # Does what a score selects help?
 
-Written by `PYTHONPATH=examples python -m evidence page` from `results/`; do not edit. The lab is [README.md](README.md).
-Every accuracy is in percent of held-out problems, +- is one standard error over the seeds, and [a, b] a 95 % interval
-of the paired difference to random (Student's t). All models have under 0.1 M parameters and speak a language of
-arithmetic that the lab made up: what is true of them need not be true of yours.
+Written by `PYTHONPATH=examples python -m evidence page` from `results/`; do not edit. The lab is
+[README.md](README.md). Every accuracy is in percent of held-out problems, +- is one standard error over the seeds, and
+[a, b] a 95 % interval of the paired difference to random (Student's t). All models have under 0.1 M parameters and
+speak a language of arithmetic that the lab made up: what is true of them need not be true of yours.
 """
 
 ELSEWHERE = """\
@@ -89,10 +89,10 @@ def sentences(main: Sequence[Outcome]) -> tuple[str, str]:
     above, below = (sum(own.verdict(name) == sign for own in told) for sign in (1, -1))
     best = pooled(told, name)
     first = (
-        f"In {len(told)} of {len(main)} conditions there was room for a selection to show itself (the oracle was above "
-        f"random by more than 3 standard errors); in these GRACE as its authors define it was above random {above} "
-        f"{_times(above)}, below it {below} {_times(below)}, and {signed(best[0])} +- {best[1]:.1f} points from it on "
-        "average."
+        f"In {len(told)} of {len(main)} conditions there was room for a selection to show itself (the oracle was "
+        "above random by more than 3 standard errors); in these GRACE as its authors define it was above random "
+        f"{above} {_times(above)}, below it {below} {_times(below)}, and {signed(best[0])} +- {best[1]:.1f} points from "
+        "it on average."
     )
     ranked = sorted((name for name in NAMES if name not in (FULL, RANDOM, ORACLE)), key=lambda n: -pooled(told, n)[0])
     top, bottom, oracle = (pooled(told, n) for n in (ranked[0], ranked[-1], ORACLE))
@@ -118,8 +118,8 @@ def more_sentences(main: Sequence[Outcome]) -> list[str]:
         found.append(f"{name} minus {other}: {signed(mean)} +- {error:.1f}")
     return [
         "Paired differences over the same conditions, in points: " + "; ".join(found) + ".",
-        f"The error is over the {len({own.condition.world for own in told})} worlds and their seeds, conditions of one "
-        "world and seed averaged first.",
+        f"The error is over the {len({own.condition.world for own in told})} worlds and their seeds, conditions of "
+        "one world and seed averaged first.",
     ]
 
 
@@ -168,10 +168,10 @@ def beside_authors(main: Sequence[Outcome]) -> str:
 
 
 DIFFERENCES = """\
-Theirs are single runs of Qwen3-VL-2B-Instruct on MMathCoT-1M over ten benchmarks, ours means of seeds of a model 20,000
-times smaller on an invented language; theirs has at least 8 steps a trace (here only in `long`), LoRA (here full
-fine-tuning, and LoRA in one world), and a pool of real traces whose families nobody knows. A ratio to the full pool
-says little where the full pool's own accuracy on a task is low: read the absolute numbers below.
+Theirs are single runs of Qwen3-VL-2B-Instruct on MMathCoT-1M over ten benchmarks, ours means of seeds of a model
+40,000 times smaller on an invented language; theirs has at least 8 steps a trace (here only in `long`), LoRA (here
+full fine-tuning, and LoRA in one world), and a pool of real traces whose families nobody knows. A ratio to the full
+pool says little where the full pool's own accuracy on a task is low: read the absolute numbers below.
 """
 
 
@@ -185,14 +185,15 @@ def method(results: Results) -> str:
     seeds = ", ".join(
         f"{world} {len(results.outcome(results.conditions(world)[0]).seeds)}" for world in results.worlds
     )
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in design["rates"].items())
     return f"""\
 `make evidence-small`. Bases: {design["bases"]} of the own backbone, pretrained by the lab with different seeds; seed s
 draws a pool and a training order and trains base s modulo {design["bases"]}. Parameters: {backbones}. Seeds by world:
 {seeds}. Rows in a pool: {", ".join(f"{world} {rows}" for world, rows in design["rows"].items())}. Equal epochs: each
 set is gone through {design["epochs"]} times in batches of {design["batch"]}. Equal updates: every model takes as many
-as {100 * max(design["budgets"]):g} % take that way, so that at this budget the two differ in `full` alone. AdamW; the learning rates
-({", ".join(f"{name} {rate:g}" for name, rate in design["rates"].items())}) were fixed on full, random and oracle with
-another seed. Accuracy: greedy completions of {design["problems"]} held-out problems a target, exactly the right answer.
+as {100 * max(design["budgets"]):g} % take that way, so that at this budget the two differ in `full` alone. AdamW; the
+learning rates ({rates}) were fixed on full, random and oracle with another seed. Accuracy: greedy completions of
+{design["problems"]} held-out problems a target, exactly the right answer.
 Warm-up of GRACE: 5 % of the pool, with the same recipe. What was tried, expected and found:
 [benchmarks/LOG.md](../../benchmarks/LOG.md).
 """

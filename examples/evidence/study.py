@@ -37,10 +37,10 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     worlds: tuple[str, ...] = tuple(WORLDS)
     budgets: tuple[float, ...] = (0.05, 0.20)
-    epochs: int = 4
+    epochs: int = 8
     batch: int = 8
     rates: Mapping[str, float] = field(default_factory=lambda: {"full": 2e-3, "lora": 5e-3})
-    problems: int = 64
+    problems: int = 40
     pool: float = 1.0
     adapted: tuple[str, ...] = ("mixed",)
     transferred: tuple[str, ...] = ("mixed",)
@@ -66,15 +66,17 @@ class Study:
         found: list[Cell] = []
         for seed in self.seeds:
             for world in self.worlds:
+                found += [Cell(world, seed, budget, "epochs") for budget in (last, *self.budgets[:-1])]
                 found += [Cell(world, seed, 1.0, regime) for regime in ("epochs", "updates")]
-                found += [Cell(world, seed, budget, "epochs") for budget in self.budgets]
+        for seed in self.seeds:
+            for world in self.worlds:
                 found += [Cell(world, seed, budget, "updates") for budget in self.budgets if budget != last]
+        others = [name for name in self.shapes if name != OWN]
         for seed in self.seeds:
             for world in self.transferred:
-                others = [name for name in self.shapes if name != OWN]
-                found += [Cell(world, seed, b, "epochs", backbone=name) for name in others for b in (1.0, last)]
+                found += [Cell(world, seed, b, "epochs", backbone=name) for name in others for b in (last, 1.0)]
             for world in self.adapted:
-                found += [Cell(world, seed, b, "epochs", "lora") for b in (1.0, last)]
+                found += [Cell(world, seed, b, "epochs", "lora") for b in (last, 1.0)]
         return found
 
 
@@ -90,7 +92,7 @@ TINY = Study(
     Pretraining(updates=3, rows=8, sorted_together=2),
     bases=1,
     seeds=(0, 1),
-    worlds=("mixed", "clean"),
+    worlds=("mixed",),
     problems=4,
     pool=0.1,
     epochs=1,

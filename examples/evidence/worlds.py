@@ -44,7 +44,7 @@ class World:
     about: str
     families: Mapping[str, Family]
     targets: Mapping[str, Target]
-    rows: int = 600
+    rows: int = 480
 
 
 LEARNABLE, MASTERED, HARD = "@&", "+-*", "!"
@@ -52,7 +52,6 @@ SHORT_TARGETS = {
     "one rule": Target("@", 3),
     "another rule": Target("&", 3),
     "both in a chain": Target("@&", 3, outside=True),
-    "and the known": Target("@&+-", 4, outside=True),
 }
 
 
@@ -66,11 +65,11 @@ WORLDS: dict[str, World] = {
     "mixed": World(
         "mastered, learnable and hopeless problems, a verbose style and damaged traces",
         {
-            "mastered": Family(0.25, MASTERED, (2, 3, 4)),
-            "hopeless": Family(0.15, HARD, (3,)),
+            "mastered": Family(0.35, MASTERED, (2, 3, 4)),
+            "hopeless": Family(0.20, HARD, (3,)),
             **_pure(0.20, LEARNABLE, (3,)),
-            **_pure(0.20, LEARNABLE, (3,), "verbose"),
-            **_pure(0.20, LEARNABLE, (3,), "damaged"),
+            **_pure(0.10, LEARNABLE, (3,), "verbose"),
+            **_pure(0.15, LEARNABLE, (3,), "damaged"),
         },
         SHORT_TARGETS,
     ),
@@ -91,8 +90,8 @@ WORLDS: dict[str, World] = {
     "clean": World(
         "families of different difficulty, every trace right",
         {
-            "mastered": Family(0.50, MASTERED, (2, 3, 4)),
-            **_pure(0.50, "@&^~", (3,)),
+            "mastered": Family(0.60, MASTERED, (2, 3, 4)),
+            **_pure(0.40, "@&^~", (3,)),
         },
         {
             "known a little": Target("@", 3),
@@ -104,18 +103,18 @@ WORLDS: dict[str, World] = {
     "long": World(
         "as mixed, with traces of 8 steps",
         {
-            "mastered": Family(0.25, MASTERED, (8,)),
-            "hopeless": Family(0.15, HARD, (8,)),
+            "mastered": Family(0.35, MASTERED, (8,)),
+            "hopeless": Family(0.20, HARD, (8,)),
             **_pure(0.20, LEARNABLE, (8,)),
-            **_pure(0.20, LEARNABLE, (8,), "verbose"),
-            **_pure(0.20, LEARNABLE, (8,), "damaged"),
+            **_pure(0.10, LEARNABLE, (8,), "verbose"),
+            **_pure(0.15, LEARNABLE, (8,), "damaged"),
         },
         {
             "one rule": Target("@", 8),
             "another rule": Target("&", 8),
             "both in a chain": Target("@&", 8, outside=True),
         },
-        rows=300,
+        rows=240,
     ),
 }
 
