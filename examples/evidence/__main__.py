@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = verbs.add_parser("run", help="do the cells that are missing")
     record = verbs.add_parser("record", help="gather a run's cells into results/<study>.json")
     for verb in (run, record):
-        verb.add_argument("study", choices=["small", "tiny", "gpu"])
+        verb.add_argument("study", choices=["small", "tiny", "gpu", "rl"])
         verb.add_argument("--folder", type=Path, required=True, help="where the run keeps its files")
     run.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     page = verbs.add_parser("page", help="write RESULTS.md and its pictures")
@@ -36,14 +36,22 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.verb == "run":
         return _run(asked.study, asked.folder, asked.workers)
     if asked.verb == "record":
-        from evidence.results import record as write
-
-        print(write(asked.study, asked.folder))
+        print(_record(asked.study, asked.folder))
         return 0
     from evidence.page import write as write_page
 
     print(write_page(asked.out))
     return 0
+
+
+def _record(study: str, folder: Path) -> Path:
+    from evidence import results
+
+    if study != "rl":
+        return results.record(study, folder)
+    from evidence import rl
+
+    return rl.record(folder, results.FOLDER)
 
 
 def _run(study: str, folder: Path, workers: int) -> int:
@@ -57,16 +65,23 @@ def _run(study: str, folder: Path, workers: int) -> int:
     from datasets import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    from evidence.lab import Lab
     from evidence.study import STUDIES
 
     warnings.filterwarnings("ignore", message=".*use_return_dict.*")
     logging.getLogger("hf_curate").setLevel(logging.ERROR)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    if STUDIES[study].device == "cpu":
+    if study == "rl" or STUDIES[study].device == "cpu":
         torch.set_num_threads(1)
-    print(f"{Lab(STUDIES[study], folder).run()} cells", flush=True)
+    if study == "rl":
+        from evidence import rl
+
+        done = rl.run_all(folder)
+    else:
+        from evidence.lab import Lab
+
+        done = Lab(STUDIES[study], folder).run()
+    print(f"{done} cells", flush=True)
     return 0
 
 

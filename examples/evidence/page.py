@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from evidence import figures, rl
+from evidence import figures, rl_page
 from evidence.results import FOLDER, Condition, Outcome, Results, mean_and_error
 from evidence.selectors import FULL, GRACE, NAMES, ORACLE, RANDOM
 from evidence.study import OWN
@@ -49,7 +49,7 @@ def text(results: Results, outcomes: Sequence[Outcome], recorded: Path) -> str:
     ]
     if others:
         parts.append("## LoRA, and other backbones\n\n" + ELSEWHERE + "\n\n" + accuracy_table(others))
-    parts += [rl.section(recorded), LARGE]
+    parts += [rl_page.section(recorded), LARGE]
     return "\n".join(parts)
 
 
@@ -91,8 +91,8 @@ def sentences(main: Sequence[Outcome]) -> tuple[str, str]:
     first = (
         f"In {len(told)} of {len(main)} conditions there was room for a selection to show itself (the oracle was "
         "above random by more than 3 standard errors); in these GRACE as its authors define it was above random "
-        f"{above} {_times(above)}, below it {below} {_times(below)}, and {signed(best[0])} +- {best[1]:.1f} points from "
-        "it on average."
+        f"{above} {_times(above)}, below it {below} {_times(below)}, and {signed(best[0])} +- {best[1]:.1f} points "
+        "from it on average."
     )
     ranked = sorted((name for name in NAMES if name not in (FULL, RANDOM, ORACLE)), key=lambda n: -pooled(told, n)[0])
     top, bottom, oracle = (pooled(told, n) for n in (ranked[0], ranked[-1], ORACLE))
