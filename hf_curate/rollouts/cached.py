@@ -37,7 +37,7 @@ class CachedTexts:
         from transformers import DynamicCache
 
         takes = inspect.signature(model.decoder.forward).parameters
-        self._cache_name = next((name for name in ("past_key_values", "cache_params") if name in takes), None)
+        self._cache_name = next((name for name in ("cache", "past_key_values", "cache_params") if name in takes), None)
         if self._cache_name is None:
             raise ModelError(f"{type(model.decoder).__name__} takes no cache. {INSTEAD}")
         self._positions = "position_ids" in takes  # others place tokens by the mask, or by their order
