@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from evidence import figures, rl_page
 from evidence.results import FOLDER, Condition, Outcome, Results, mean_and_error
@@ -41,7 +42,7 @@ def text(results: Results, outcomes: Sequence[Outcome], recorded: Path) -> str:
     parts = [
         INTRODUCTION,
         "## What holds, and what does not\n\n" + summary(main) + "\n",
-        verdicts(main),
+        *([verdicts(main)] if any(own.informative for own in main) else []),
         "![Paired differences to random, selector by selector, a panel for each world](differences.png)\n",
         "## Next to the authors' numbers\n\n" + beside_authors(main),
         "## How it was done\n\n" + method(results),
@@ -79,7 +80,9 @@ the tests run at tiny size on the CPU.
 
 def summary(main: Sequence[Outcome]) -> str:
     """What the README quotes, and a few sentences more."""
-    return " ".join([*sentences(main), *more_sentences(main)])
+    if not any(own.informative for own in main):
+        return f"In none of {len(main)} conditions was there room for a selection to show itself: nothing can be said."
+    return "\n".join([*sentences(main), *more_sentences(main)])
 
 
 def sentences(main: Sequence[Outcome]) -> tuple[str, str]:
@@ -131,10 +134,6 @@ def pooled(outcomes: Sequence[Outcome], name: str, other: str = RANDOM) -> tuple
             outcome.seeds, (outcome.accuracy[name] - outcome.accuracy[other]).mean(axis=1), strict=True
         ):
             own.setdefault((outcome.condition.world, seed), []).append(float(value))
-    if not own:
-        return math.nan, math.nan
-    import numpy as np
-
     return mean_and_error(np.array([np.mean(values) for values in own.values()]))
 
 
@@ -143,7 +142,7 @@ def verdicts(main: Sequence[Outcome]) -> str:
     told = [own for own in main if own.informative]
     rows = [["", "above random", "no difference shown", "below random", "- random, all together"]]
     for name in NAMES:
-        if name == RANDOM or not told:
+        if name == RANDOM:
             continue
         found = [own.verdict(name) for own in told]
         mean, error = pooled(told, name)

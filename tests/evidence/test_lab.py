@@ -33,7 +33,7 @@ def test_every_cell_has_every_selector_every_target_and_shares_that_sum_to_one(t
         names = {FULL} if cell.budget == 1.0 else set(NAMES) - {FULL}
         assert set(found["accuracy"]) == set(found["shares"]) == names
         assert all(
-            len(own) == 4 and all(0.0 <= value <= 100.0 for value in own.values())
+            len(own) == 3 and all(0.0 <= value <= 100.0 for value in own.values())
             for own in found["accuracy"].values()
         )
         assert all(sum(own.values()) == pytest.approx(1.0, abs=1e-3) for own in found["shares"].values())
@@ -48,6 +48,7 @@ def test_a_tiny_study_is_recorded_and_has_a_page(tiny_run: Path, tmp_path: Path)
     assert "trains Llama" in written
     assert "LoRA" in written
     assert "nan" not in written
+    assert "In none of 3 conditions" in written
     assert (tmp_path / "differences.png").stat().st_size > 10_000
 
 
