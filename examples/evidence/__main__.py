@@ -29,12 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     for verb in (run, record):
         verb.add_argument("study", choices=["small", "tiny", "gpu", "rl"])
         verb.add_argument("--folder", type=Path, required=True, help="where the run keeps its files")
+    run.add_argument("--further", action="store_true", help="the scores that were tried after the main table")
     run.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     page = verbs.add_parser("page", help="write RESULTS.md and its pictures")
     page.add_argument("--out", type=Path, default=HERE)
     asked = parser.parse_args(arguments)
     if asked.verb == "run":
-        return _run(asked.study, asked.folder, asked.workers)
+        return _run(asked.study, asked.folder, asked.workers, asked.further)
     if asked.verb == "record":
         print(_record(asked.study, asked.folder))
         return 0
@@ -54,10 +55,11 @@ def _record(study: str, folder: Path) -> Path:
     return rl.record(folder, results.FOLDER)
 
 
-def _run(study: str, folder: Path, workers: int) -> int:
+def _run(study: str, folder: Path, workers: int, further: bool) -> int:
     """In this process, or in so many processes of one thread that share the cells between them."""
     if workers > 1:
         command = [sys.executable, "-m", "evidence", "run", study, "--folder", str(folder)]
+        command += ["--further"] if further else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         running = [subprocess.Popen(command, env=environment) for _ in range(workers)]
         return max(abs(process.wait()) for process in running)
@@ -80,7 +82,8 @@ def _run(study: str, folder: Path, workers: int) -> int:
     else:
         from evidence.lab import Lab
 
-        done = Lab(STUDIES[study], folder).run()
+        lab = Lab(STUDIES[study], folder)
+        done = lab.run_further() if further else lab.run()
     print(f"{done} cells", flush=True)
     return 0
 

@@ -41,7 +41,7 @@ def differences(outcomes: Sequence[Outcome], path: Path) -> None:
         panel.set_title(world)
         panel.set_xlabel("points above random")
         panel.grid(axis="y", color="#eeeeee")
-        panel.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, -0.3))
+        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.11))
     panels[0][0].set_yticks(range(len(names)), names)
     panels[0][0].invert_yaxis()
     figure.tight_layout()

@@ -104,6 +104,22 @@ class Lab:
             },
         }
 
+    def run_further(self) -> int:
+        """The scores of `FURTHER` at the largest budget, in every world; the main cells are left as they are."""
+        budget = max(self.study.budgets)
+        cells = [
+            Cell(world, seed, budget, "epochs")
+            for seed in self.study.seeds[: self.study.fewer]
+            for world in self.study.worlds
+        ]
+        return work(cells, self.folder / "further", self.do_further)
+
+    def do_further(self, cell: Cell) -> dict[str, Any]:
+        pool = self.pool(cell.world, cell.seed)
+        values = selectors.further(self.scores(cell.world, cell.seed), pool)
+        sets = [selectors.kept(own, cell.budget) for own in values.values()]
+        return {"accuracy": dict(zip(values, self.train(cell, pool, sets), strict=True))}
+
     def train(self, cell: Cell, pool: Sequence[Row], sets: Sequence[np.ndarray]) -> list[dict[str, float]]:
         """Target -> percent right, for each set of rows."""
         study, shape = self.study, self.study.shapes[cell.backbone]

@@ -9,7 +9,7 @@ import numpy as np
 
 from evidence import figures, rl_page
 from evidence.results import FOLDER, Condition, Outcome, Results, mean_and_error
-from evidence.selectors import FULL, GRACE, NAMES, ORACLE, RANDOM
+from evidence.selectors import FULL, FURTHER, GRACE, NAMES, ORACLE, RANDOM
 from evidence.study import OWN
 from evidence.worlds import WORLDS
 
@@ -50,6 +50,8 @@ def text(results: Results, outcomes: Sequence[Outcome], recorded: Path) -> str:
     ]
     if others:
         parts.append("## LoRA, and other backbones\n\n" + ELSEWHERE + "\n\n" + accuracy_table(others))
+    if results.further:
+        parts.append("## Scores that were tried afterwards\n\n" + TRIED + "\n" + tried(results))
     parts += [rl_page.section(recorded), LARGE]
     return "\n".join(parts)
 
@@ -61,6 +63,12 @@ Written by `PYTHONPATH=examples python -m evidence page` from `results/`; do not
 [README.md](README.md). Every accuracy is in percent of held-out problems, +- is one standard error over the seeds, and
 [a, b] a 95 % interval of the paired difference to random (Student's t). All models have under 0.1 M parameters and
 speak a language of arithmetic that the lab made up: what is true of them need not be true of yours.
+"""
+
+TRIED = """\
+Named with their predictions in [benchmarks/LOG.md](../../benchmarks/LOG.md) before they were run, at 20 % and equal
+epochs. "GRACE less overlap" is the residual of GRACE's value over the token-overlap null; "GRACE of middle loss" ranks
+by GRACE among the half of the rows whose loss is nearest the median. Points, paired, +- one standard error:
 """
 
 ELSEWHERE = """\
@@ -204,7 +212,8 @@ def world(name: str, outcomes: Sequence[Outcome]) -> str:
     for own in outcomes:
         mean, error = own.difference(ORACLE)
         room = "informative" if own.informative else "**uninformative**"
-        lines.append(f"- {own.condition.label}: oracle minus random {signed(mean)} +- {error:.1f}, {room}.")
+        seeds = f"{len(own.seeds)} seeds"
+        lines.append(f"- {own.condition.label}: oracle minus random {signed(mean)} +- {error:.1f} ({seeds}), {room}.")
     last = max(outcomes, key=lambda own: own.condition.budget)
     return "\n".join([*lines, "", accuracy_table(outcomes), detail_table(last), _picture(last.condition), ""])
 
@@ -224,6 +233,16 @@ def accuracy_table(outcomes: Sequence[Outcome]) -> str:
             mean, error = own.mean(name)
             row += [f"{mean:.1f} +- {error:.1f}", "" if name == RANDOM else interval(own, name)]
         rows.append(row)
+    return table(rows)
+
+
+def tried(results: Results) -> str:
+    """World by world: what the further scores are above random, and above what they were made of."""
+    rows = [["", "minus", *results.worlds]]
+    for name, others in zip(FURTHER, ((RANDOM, GRACE["representation"]), (RANDOM, "middle loss")), strict=True):
+        for other in others:
+            found = [mean_and_error(np.array(results.tried(world, name, other))) for world in results.worlds]
+            rows.append([name, other, *(f"{signed(mean)} +- {error:.1f}" for mean, error in found)])
     return table(rows)
 
 

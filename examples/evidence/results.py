@@ -30,6 +30,7 @@ def record(study: str, folder: Path, out: Path = FOLDER) -> Path:
     from hf_curate import __version__
 
     cells = [json.loads(path.read_text("utf-8")) for path in sorted((folder / "cells").glob("*.json"))]
+    further = [json.loads(path.read_text("utf-8")) for path in sorted((folder / "further").glob("*.json"))]
     bases = [json.loads(path.read_text("utf-8")) for path in sorted((folder / "bases").glob("*/accuracy.json"))]
     versions = {
         "hf_curate": __version__,
@@ -47,7 +48,8 @@ def record(study: str, folder: Path, out: Path = FOLDER) -> Path:
         "pretraining": asdict(own.pretraining),
     }
     design |= {"rows": {world: own.rows(world) for world in own.worlds}}
-    lines = [f' "{key}": [\n{_lines(value)}\n ]' for key, value in (("bases", bases), ("cells", cells))]
+    found = {"bases": bases, "cells": cells, "further": further}
+    lines = [f' "{key}": [\n{_lines(value)}\n ]' for key, value in found.items()]
     head = [f' "{key}": {json.dumps(value)}' for key, value in (("design", design), ("versions", versions))]
     path = out / f"{study}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,7 @@ class Results:
         self.design: Mapping[str, Any] = recorded["design"]
         self.bases: Sequence[Mapping[str, Any]] = recorded["bases"]
         self.cells: Sequence[Mapping[str, Any]] = recorded["cells"]
+        self.further: Sequence[Mapping[str, Any]] = recorded["further"]
 
     @classmethod
     def read(cls, study: str, folder: Path = FOLDER) -> Results:
@@ -170,6 +173,17 @@ class Results:
     def outcomes(self) -> list[Outcome]:
         """All of them, world by world."""
         return [self.outcome(condition) for world in self.worlds for condition in self.conditions(world)]
+
+    def tried(self, world: str, name: str, other: str) -> list[float]:
+        """Paired differences of a score of `FURTHER` to a selector of the main table, in points, seed by seed."""
+        own = {cell["seed"]: cell for cell in self.further if cell["world"] == world}
+        budget = max(self.design["budgets"])
+        main = self._cells(Condition(world, budget), budget)
+        return [
+            float(np.mean(list(own[seed]["accuracy"][name].values())))
+            - float(np.mean(list(main[seed]["accuracy"][other].values())))
+            for seed in sorted(set(own) & set(main))
+        ]
 
     def _cells(self, condition: Condition, budget: float) -> dict[int, Mapping[str, Any]]:
         asked = {**asdict(condition), "budget": budget}

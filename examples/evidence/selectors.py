@@ -108,6 +108,21 @@ def token_overlap(completion: str, alpha: float = 0.7) -> float:
     return float(step_scores(counts @ counts.T, np.array([len(own) for own in segments]), alpha=alpha).mean())
 
 
+FURTHER = ("GRACE less overlap", "GRACE of middle loss")
+"""Scores that were tried after the main table, and what for is in benchmarks/LOG.md."""
+
+
+def further(values: Mapping[str, np.ndarray], pool: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Two scores at the cost of GRACE, from what it gives: its value less what token overlap explains of it (the
+    residual of a line through the pool), and its value among the half of the rows whose loss is nearest the median."""
+    value, overlap = values[GRACE["representation"]], values["token overlap"]
+    known = np.isfinite(value)
+    slope, level = np.polyfit(overlap[known], value[known], 1)
+    middle = values["middle loss"]
+    near = middle >= np.nanmedian(middle)
+    return dict(zip(FURTHER, (value - slope * overlap - level, np.where(near, value, -np.inf)), strict=True))
+
+
 def _column(rows: Dataset, scorer: object, *more: str) -> Mapping[str, np.ndarray]:
     """What a scorer adds, as columns; only numbers, and ``more`` as they are."""
     added = rows.map(scorer, batched=True, batch_size=256, features=scorer.features(rows), load_from_cache_file=False)

@@ -25,7 +25,8 @@ class Study:
         rates: method -> learning rate, fixed on full, random and oracle alone.
         problems: of each target.
         pool: share of a world's usual number of rows.
-        adapted, transferred: worlds that are also run with LoRA, and on the other backbones, both at the last budget.
+        adapted, transferred: worlds that are also run with LoRA, and on the other backbones, both at the last budget
+            and with the first ``fewer`` seeds alone.
         at_once: models in a stack at most.
     """
 
@@ -34,7 +35,7 @@ class Study:
     pretraining: Pretraining = field(default_factory=Pretraining)
     language: Language = field(default_factory=Language)
     bases: int = 3
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = tuple(range(9))
     worlds: tuple[str, ...] = tuple(WORLDS)
     budgets: tuple[float, ...] = (0.05, 0.20)
     epochs: int = 8
@@ -42,6 +43,7 @@ class Study:
     rates: Mapping[str, float] = field(default_factory=lambda: {"full": 2e-3, "lora": 5e-3})
     problems: int = 40
     pool: float = 1.0
+    fewer: int = 5
     adapted: tuple[str, ...] = ("mixed",)
     transferred: tuple[str, ...] = ("mixed",)
     device: str = "cpu"
@@ -72,7 +74,7 @@ class Study:
             for world in self.worlds:
                 found += [Cell(world, seed, budget, "updates") for budget in self.budgets if budget != last]
         others = [name for name in self.shapes if name != OWN]
-        for seed in self.seeds:
+        for seed in self.seeds[: self.fewer]:
             for world in self.transferred:
                 found += [Cell(world, seed, b, "epochs", backbone=name) for name in others for b in (last, 1.0)]
             for world in self.adapted:
