@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evidence.language import Language, written
 from evidence.stack import Parameters, Stack, greedy
+from hf_curate.demo.tokenizer import EOS_ID
 from hf_curate.demo.world import Problem, written_answer
 
 ROOM = 1.75
@@ -34,7 +35,7 @@ def right_answers(
         own = [problems[place] for place in places]
         prompts = torch.tensor(reader([problem.prompt for problem in own])["input_ids"], device=device)
         longest = max(len(written(language.work_out(problem))) for problem in own)
-        found = greedy(stack, parameters, prompts, round(ROOM * longest) + 2, int(reader.eos_token_id or 0))
+        found = greedy(stack, parameters, prompts, round(ROOM * longest) + 2, EOS_ID)
         answers = [language.answer(problem) for problem in own]
         for model, completions in enumerate(found.tolist()):
             right[model, places] = [
@@ -45,9 +46,9 @@ def right_answers(
 
 def ended(completion: Sequence[int], reader: PreTrainedTokenizerBase) -> str | None:
     """What the answer line of a completion says; None without an end or an answer line."""
-    if reader.eos_token_id not in completion:
+    if EOS_ID not in completion:
         return None
-    return written_answer(str(reader.decode(list(completion[: list(completion).index(int(reader.eos_token_id))]))))
+    return written_answer(str(reader.decode(list(completion[: list(completion).index(EOS_ID)]))))
 
 
 def accuracies(

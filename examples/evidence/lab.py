@@ -116,7 +116,7 @@ class Lab:
 
     def do_further(self, cell: Cell) -> dict[str, Any]:
         pool = self.pool(cell.world, cell.seed)
-        values = selectors.further(self.scores(cell.world, cell.seed), pool)
+        values = selectors.further(self.scores(cell.world, cell.seed))
         sets = [selectors.kept(own, cell.budget) for own in values.values()]
         return {"accuracy": dict(zip(values, self.train(cell, pool, sets), strict=True))}
 

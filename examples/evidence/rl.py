@@ -80,7 +80,7 @@ def by_features(pool: Pool, seed: int, folder: Path) -> np.ndarray:
     """LearnAlign's formula with the mean last hidden state of a problem's rollouts where its gradient stood."""
     model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32).eval()
     reader = AutoTokenizer.from_pretrained(POLICY)
-    features = np.stack([hidden_state(model, reader, row) for row in pool.rows])
+    features = np.stack([hidden_state(model, reader, row) for row in pool.rows.to_list()])
     rates = np.array(pool.rows["success_rate"], dtype=np.float64)
     unit = (rates * (1.0 - rates))[:, None] * features / np.linalg.norm(features, axis=1, keepdims=True)
     return unit @ unit.mean(axis=0)

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -21,7 +22,7 @@ from hf_curate import GraceScorer, LongestScorer, LossScorer, MostStepsScorer, R
 FULL, RANDOM, ORACLE = "full", "random", "oracle"
 PROXIES = ("representation", "outer", "last", "exact")
 GRACE = {proxy: f"GRACE, {proxy}" for proxy in PROXIES}
-COLUMNS = {"prompt": "prompt", "completion": "completion", "answer": "answer", "split_steps": "lines"}
+COLUMNS: dict[str, Any] = {"prompt": "prompt", "completion": "completion", "answer": "answer", "split_steps": "lines"}
 NAMES = (
     FULL,
     RANDOM,
@@ -64,7 +65,7 @@ def scores(pool: Sequence[Row], base: Path, folder: Path, seed: int, rate: float
 
 def warm_scores(rows: Dataset, base: Path, folder: Path, seed: int, rate: float) -> dict[str, np.ndarray]:
     """Every GRACE of a warmed-up copy of the base."""
-    recipe = {"method": "full", "learning_rate": rate, "epochs": 4, "batch_rows": 8}
+    recipe: dict[str, Any] = {"method": "full", "learning_rate": rate, "epochs": 4, "batch_rows": 8}
     first = GraceScorer.warmed_up(base, rows, 0.05, seed, out=folder, keep_gram=True, **recipe, **COLUMNS)
     kept = _column(rows, first, "grace_gram", "grace_gram_tokens")
     found = {GRACE["representation"]: kept["grace_value"]}
@@ -112,7 +113,7 @@ FURTHER = ("GRACE less overlap", "GRACE of middle loss")
 """Scores that were tried after the main table, and what for is in benchmarks/LOG.md."""
 
 
-def further(values: Mapping[str, np.ndarray], pool: Sequence[Row]) -> dict[str, np.ndarray]:
+def further(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Two scores at the cost of GRACE, from what it gives: its value less what token overlap explains of it (the
     residual of a line through the pool), and its value among the half of the rows whose loss is nearest the median."""
     value, overlap = values[GRACE["representation"]], values["token overlap"]
@@ -123,7 +124,7 @@ def further(values: Mapping[str, np.ndarray], pool: Sequence[Row]) -> dict[str, 
     return dict(zip(FURTHER, (value - slope * overlap - level, np.where(near, value, -np.inf)), strict=True))
 
 
-def _column(rows: Dataset, scorer: object, *more: str) -> Mapping[str, np.ndarray]:
+def _column(rows: Dataset, scorer: Any, *more: str) -> dict[str, Any]:
     """What a scorer adds, as columns; only numbers, and ``more`` as they are."""
     added = rows.map(scorer, batched=True, batch_size=256, features=scorer.features(rows), load_from_cache_file=False)
     names = [name for name in scorer.columns if name.endswith(("_score", "_value", "_loss"))]

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evidence.language import Row
 from evidence.stack import Parameters, Stack, copies
+from hf_curate.demo.tokenizer import EOS_ID, PAD_ID
 
 IGNORED = -100
 LORA_RANK, LORA_ALPHA = 8, 32
@@ -43,10 +44,10 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, device: str 
     prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
     wholes = tokenizer([row["prompt"] + row["completion"] for row in rows])["input_ids"]
     lengths = [len(whole) + 1 for whole in wholes]
-    ids = torch.full((len(rows), max(lengths)), int(tokenizer.pad_token_id or 0))
+    ids = torch.full((len(rows), max(lengths)), PAD_ID)
     labels = torch.full_like(ids, IGNORED)
     for place, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
-        tokens = torch.tensor([*whole, tokenizer.eos_token_id])
+        tokens = torch.tensor([*whole, EOS_ID])
         ids[place, : len(tokens)] = tokens
         labels[place, len(prompt) : len(tokens)] = tokens[len(prompt) :]
     return Texts(ids.to(device), labels.to(device), torch.tensor(lengths, device=device))

@@ -8,7 +8,7 @@ outside the pool's distribution (symbols that no trace of the pool mixes, or lon
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evidence.language import DAMAGES, TEACHER, Language, Row, damaged, verbose, written
@@ -164,7 +164,7 @@ def draw_problems(target: Target, language: Language, rows: int, seed: int) -> l
     return list(found.values())
 
 
-def shares(world: World, pool: Sequence[Row], places: Sequence[int]) -> dict[str, float]:
+def shares(world: World, pool: Sequence[Row], places: Iterable[int]) -> dict[str, float]:
     """Share of each kind of row among those at the places: mastered, hopeless, right, verbose, damaged, wrong teacher.
 
     Families of one style whose names end in a symbol are counted together.

@@ -41,11 +41,13 @@ def test_every_cell_has_every_selector_every_target_and_shares_that_sum_to_one(t
 
 
 def test_a_tiny_study_is_recorded_and_has_a_page(tiny_run: Path, tmp_path: Path) -> None:
+    assert Lab(TINY, tiny_run).run_further() == len(TINY.seeds)
     record("tiny", tiny_run, tmp_path)
     (tmp_path / "tiny.json").rename(tmp_path / "small.json")
     written = page.write(tmp_path, tmp_path).read_text("utf-8")
     assert written.count("oracle minus random") == 3
     assert "trains Llama" in written
+    assert written.count("| GRACE less overlap |") == 2
     assert "LoRA" in written
     assert "nan" not in written
     assert "In none of 3 conditions" in written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datasets import Dataset
-from evidence.selectors import NAMES, by_loss, kept, token_overlap
+from evidence.selectors import FURTHER, GRACE, NAMES, by_loss, further, kept, token_overlap
 
 from hf_curate import select, step_scores
 
@@ -36,3 +36,17 @@ def test_the_selectors_by_loss_prefer_what_their_names_say() -> None:
     assert best == {"lowest loss": 0, "middle loss": 1, "highest loss": 2, "IFD": 3}
     assert found["IFD"][2] < found["IFD"].min(where=loss < 1.0, initial=9.0)
     assert set(best) <= set(NAMES)
+
+
+def test_the_further_scores_are_of_what_is_there_already() -> None:
+    """One does not correlate with what it was freed of; the other ranks half of the rows, and those by GRACE."""
+    rng = np.random.default_rng(1)
+    overlap, middle = rng.random(40), -rng.random(40)
+    values = {GRACE["representation"]: overlap + rng.random(40), "token overlap": overlap, "middle loss": middle}
+    found = further(values)
+    assert tuple(found) == FURTHER
+    assert np.corrcoef(found["GRACE less overlap"], overlap)[0, 1] == pytest.approx(0.0, abs=1e-9)
+    ranked = np.isfinite(found["GRACE of middle loss"])
+    assert ranked.sum() == 20
+    assert middle[ranked].min() > middle[~ranked].max()
+    assert (found["GRACE of middle loss"][ranked] == values[GRACE["representation"]][ranked]).all()
