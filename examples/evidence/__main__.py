@@ -39,9 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.verb == "record":
         print(_record(asked.study, asked.folder))
         return 0
+    from evidence.page import quoted
     from evidence.page import write as write_page
 
     print(write_page(asked.out))
+    print(f"The README quotes: {quoted()}")
     return 0
 
 

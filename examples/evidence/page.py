@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def write(out: Path, recorded: Path = FOLDER) -> Path:
     """RESULTS.md and its pictures in the folder ``out``."""
     results = Results.read("small", recorded)
     outcomes = results.outcomes()
-    main = [own for own in outcomes if own.condition.method == "full" and own.condition.backbone == OWN]
+    main = [own for own in outcomes if _is_main(own)]
     last = max(own.condition.budget for own in main)
     figures.differences(main, out / "differences.png")
     for own in main:
@@ -35,9 +36,19 @@ def write(out: Path, recorded: Path = FOLDER) -> Path:
     return path
 
 
+def quoted(recorded: Path = FOLDER) -> str:
+    """What the README has to quote."""
+    main = [own for own in Results.read("small", recorded).outcomes() if _is_main(own)]
+    return " ".join(sentences(main))
+
+
+def _is_main(own: Outcome) -> bool:
+    return own.condition.method == "full" and own.condition.backbone == OWN
+
+
 def text(results: Results, outcomes: Sequence[Outcome], recorded: Path) -> str:
     """The whole page."""
-    main = [own for own in outcomes if own.condition.method == "full" and own.condition.backbone == OWN]
+    main = [own for own in outcomes if _is_main(own)]
     others = [own for own in outcomes if own not in main]
     parts = [
         INTRODUCTION,
@@ -46,7 +57,10 @@ def text(results: Results, outcomes: Sequence[Outcome], recorded: Path) -> str:
         "![Paired differences to random, selector by selector, a panel for each world](differences.png)\n",
         "## Next to the authors' numbers\n\n" + beside_authors(main),
         "## How it was done\n\n" + method(results),
-        *(world(name, [own for own in main if own.condition.world == name]) for name in results.worlds),
+        *(
+            world(name, [own for own in main if own.condition.world == name], results.before(name))
+            for name in results.worlds
+        ),
     ]
     if others:
         parts.append("## LoRA, and other backbones\n\n" + ELSEWHERE + "\n\n" + accuracy_table(others))
@@ -62,7 +76,8 @@ INTRODUCTION = """\
 Written by `PYTHONPATH=examples python -m evidence page` from `results/`; do not edit. The lab is
 [README.md](README.md). Every accuracy is in percent of held-out problems, +- is one standard error over the seeds, and
 [a, b] a 95 % interval of the paired difference to random (Student's t). All models have under 0.1 M parameters and
-speak a language of arithmetic that the lab made up: what is true of them need not be true of yours.
+speak a language of arithmetic that the lab made up: what is true of them need not be true of yours. Where random rows
+leave a base worse than it was, a selector may be above random because what it keeps teaches little and spoils little.
 """
 
 TRIED = """\
@@ -130,7 +145,7 @@ def more_sentences(main: Sequence[Outcome]) -> list[str]:
     return [
         "Paired differences over the same conditions, in points: " + "; ".join(found) + ".",
         f"The error is over the {len({own.condition.world for own in told})} worlds and their seeds, conditions of "
-        "one world and seed averaged first.",
+        "one world and seed averaged first. Of many intervals of 95 % one in twenty leaves zero out by chance.",
     ]
 
 
@@ -206,9 +221,11 @@ Warm-up of GRACE: 5 % of the pool, with the same recipe. What was tried, expecte
 """
 
 
-def world(name: str, outcomes: Sequence[Outcome]) -> str:
+def world(name: str, outcomes: Sequence[Outcome], before: tuple[float, float]) -> str:
     """One world: what it is, whether there is room, and its tables."""
+    error = "" if math.isnan(before[1]) else f" +- {before[1]:.1f}"
     lines = [f"## `{name}`: {WORLDS[name].about}\n"]
+    lines.append(f"- The bases before any training: {before[0]:.1f}{error} % (over the bases, problems of one seed).")
     for own in outcomes:
         mean, error = own.difference(ORACLE)
         room = "informative" if own.informative else "**uninformative**"
@@ -226,6 +243,7 @@ def accuracy_table(outcomes: Sequence[Outcome]) -> str:
     """Selector by condition: mean accuracy over the targets, and the paired difference to random."""
     mixed = len({own.condition.world for own in outcomes}) > 1
     head = [own.condition.label + (f" ({own.condition.world})" if mixed else "") for own in outcomes]
+    head = [f"{label}; {len(own.seeds)} seeds" for label, own in zip(head, outcomes, strict=True)]
     rows = [["accuracy, %", *(part for label in head for part in (label, "- random"))]]
     for name in outcomes[0].accuracy:
         row = [name]

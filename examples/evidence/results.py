@@ -14,6 +14,7 @@ import numpy as np
 
 from evidence.selectors import FULL, NAMES, ORACLE, RANDOM
 from evidence.study import OWN, STUDIES
+from evidence.worlds import WORLDS
 
 FOLDER = Path(__file__).parent / "results"
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -173,6 +174,13 @@ class Results:
     def outcomes(self) -> list[Outcome]:
         """All of them, world by world."""
         return [self.outcome(condition) for world in self.worlds for condition in self.conditions(world)]
+
+    def before(self, world: str) -> tuple[float, float]:
+        """Accuracy of the own bases over a world's targets before they are trained, on problems of one seed: mean and
+        standard error over the bases."""
+        ours = [base["accuracy"] for base in self.bases if base["backbone"] == OWN]
+        targets = [f"{world}, {name}" for name in WORLDS[world].targets]
+        return mean_and_error(np.array([np.mean([own[target] for target in targets]) for own in ours]))
 
     def tried(self, world: str, name: str, other: str) -> list[float]:
         """Paired differences of a score of `FURTHER` to a selector of the main table, in points, seed by seed."""
