@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench evidence-small evidence-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/hf-curate demo
@@ -27,6 +27,16 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/cost_curves.py --plot
 	$(BIN)/python benchmarks/table.py --write
 	$(BIN)/python benchmarks/select_large.py
+
+# Both go on where they were stopped; what they find is recorded by `python -m evidence record`, see examples/evidence.
+evidence-small: $(STAMP)
+	PYTHONPATH=examples $(BIN)/python -m evidence run small --folder runs/evidence-small --workers 2
+	PYTHONPATH=examples $(BIN)/python -m evidence record small --folder runs/evidence-small
+	PYTHONPATH=examples $(BIN)/python -m evidence page
+
+evidence-gpu: $(STAMP)
+	PYTHONPATH=examples $(BIN)/python -m evidence run gpu --folder runs/evidence-gpu
+	PYTHONPATH=examples $(BIN)/python -m evidence record gpu --folder runs/evidence-gpu
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,10 @@ from pathlib import Path
 import hf_curate
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/LOG.md", "docs/online.md", "docs/ray.md")
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/LOG.md", "docs/online.md", "docs/ray.md"),
+    *("examples/evidence/README.md", "examples/evidence/RESULTS.md"),
+)
 
 
 def test_no_page_has_a_dead_relative_link_or_an_unfilled_table() -> None:
