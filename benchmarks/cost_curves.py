@@ -5,7 +5,7 @@
 GRACE, representation, with models so small that what is not the model shows. Each curve is measured over at least
 eightfold growth, sizes taking turns; the exponent is the slope of a straight line through the logarithms of the
 medians: 1 is linear. Time is that of the processor, which other programs change less than that of the clock; for
-workers it is the clock, and the curve is that of the work a worker gets. Writes
+workers it is the clock, without their start, and the curve is that of the work a worker gets. Writes
 results/cost_curves_<processor>.json; --plot writes docs/cost_curves.png from it.
 """
 
@@ -79,11 +79,13 @@ def curves() -> dict[str, dict[int, Callable[[], None]]]:
 
 
 def by_workers(rows: int, counts: tuple[int, ...], rounds: int) -> dict[int, float]:
-    """Seconds by the clock of a run of so many rows, by the number of worker processes of one thread each."""
+    """Seconds by the clock of a run of so many rows, by the number of worker processes of one thread each; without
+    those of a run that has one small shard for each worker, which start likewise."""
     scorer = GraceScorer(MODEL, dtype="float32", device="cpu")
     ways = {str(n): whole_run(scorer, rows, workers=n, threads=1) for n in counts}
+    ways |= {f"start of {n}": whole_run(scorer, 8 * n, shard_rows=8, workers=n, threads=1) for n in counts}
     taken = in_turn(ways, rounds, warm_up=0)
-    return {n: taken.median(str(n)) for n in counts}
+    return {n: taken.median(str(n)) - taken.median(f"start of {n}") for n in counts}
 
 
 def exponent(seconds: dict[int, float]) -> float:

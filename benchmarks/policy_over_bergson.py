@@ -107,11 +107,12 @@ class Bergson:
 def sharing(model: LanguageModel, on: bool) -> Iterator[None]:
     """With a shared prompt, or as if the model had no way to share it."""
     before = shared.shares_prompts(model)
-    shared._KNOWN[model.decoder] = on and before
+    known = shared._KNOWN[model.decoder]
+    shared._KNOWN[model.decoder] = dict.fromkeys(shared.KNOWN, on and before)
     try:
         yield
     finally:
-        shared._KNOWN[model.decoder] = before
+        shared._KNOWN[model.decoder] = known
 
 
 def ours(model: LanguageModel, problems: list[Problem], direction: Any, on: bool, **what: bool) -> Callable[[], Any]:

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -140,13 +140,14 @@ def _of_gradient(
     direction: Mapping[str, Tensor] | None,
     how: str | None,
     batch_tokens: int,
+    padded: bool = False,
 ) -> Products:
-    """From the gradient of every parameter; with each rollout's product, unless `how` is None."""
+    """From the gradient of every parameter; with each rollout's product, unless `how` is None. padded: with a prompt
+    of its own for each rollout."""
     (active, chosen, weights), sums = merged.active(), _Sums(direction)
     tangents = _tangents(model, parameters, direction, len(active), how)
-    signals = policy_gradient(
-        model, chosen, weights, parameters, sums.take, tangents=tangents, batch_tokens=batch_tokens
-    )
+    options: dict[str, Any] = {"tangents": tangents, "batch_tokens": batch_tokens, "padded": padded}
+    signals = policy_gradient(model, chosen, weights, parameters, sums.take, **options)
     if _cancels(signals.pooled, weights, model.head.weight.dtype):
         return _nothing(direction, len(merged.of))
     dot, squared_norm = sums.dot, sums.squared_norm
@@ -179,7 +180,8 @@ def _of_rollouts(
     batch_tokens: int,
 ) -> Products:
     """From each rollout's product alone, without the gradient of a parameter. On the first problem of a model and
-    parameter set, the second, the fourth and so on the sum is compared with the whole gradient's product."""
+    parameter set, the second, the fourth and so on the sum is compared with the whole gradient's product, from padded
+    rows."""
     active, _, weights = merged.active()
     tangents = Tangents(model, parameters, direction, len(merged.rollouts), how, alone=True)
     ones = [1.0] * len(merged.rollouts)
@@ -195,7 +197,7 @@ def _of_rollouts(
     if not sizes[active].any():  # none of the parameters is reached
         return _nothing(direction, len(merged.of))
     if _due(model, parameters):
-        whole = _of_gradient(model, merged, parameters, direction, None, batch_tokens)
+        whole = _of_gradient(model, merged, parameters, direction, None, batch_tokens, padded=True)
         assert whole.dot is not None
         _check_sum(model, weights, found[active], sizes[active], whole.dot)
     return Products(float(np.dot(weights, found[active])), math.nan, found[merged.of], False)
@@ -357,7 +359,15 @@ def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], sh
         assert tangents is not None
         try:
             signals = policy_gradient(model, probe, [0.5, -0.25], parameters, None, tangents=tangents)
-        except (NotSeparableError, RuntimeError, TypeError, IndexError, KeyError, RowError) as error:
+        except (
+            NotSeparableError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            LookupError,
+            RowError,
+        ) as error:
             # whatever a model's own modules raise when they are run by themselves with other tensors
             if is_out_of_memory(error):
                 raise

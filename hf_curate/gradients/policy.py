@@ -70,6 +70,7 @@ def policy_gradient(
     *,
     tangents: Tangents | None = None,
     batch_tokens: int = 8192,
+    padded: bool = False,
 ) -> Signals:
     """Streams the gradient of sum_k weights[k] * (mean log-probability of rollout k's response tokens).
 
@@ -81,6 +82,7 @@ def policy_gradient(
         take: called once for each parameter; None for `tangents` alone, without a third of the backward's products.
         tangents: collects the products of each rollout's gradient with a direction on the way.
         batch_tokens: tokens of one pass, padding among them, whose activations are kept.
+        padded: each rollout has a prompt of its own, whatever the model allows.
 
     Raises:
         RowError: a loss is NaN or infinite.
@@ -90,7 +92,7 @@ def policy_gradient(
     if tangents is not None:
         shared = tangents.how == "shared" and one_prompt(rollouts)
     else:
-        shared = len(rollouts) > 1 and one_prompt(rollouts) and shares_prompts(model)
+        shared = not padded and len(rollouts) > 1 and one_prompt(rollouts) and shares_prompts(model)
     pieces = _passes(rollouts, batch_tokens, bool(blocks), shared)
     pending: dict[str, Tensor] = {}
     waiting: dict[str, Tensor] = {}  # the head's share of a tied weight, until the embedding's comes
@@ -170,10 +172,25 @@ def _passes(
 ) -> list[tuple[list[int], bool]]:
     """The rollouts (by index) of each forward and backward, and whether its blocks keep their inputs alone."""
     lengths, most = [len(rollout.input_ids) for rollout in rollouts], batch_tokens * (RECOMPUTED if recompute else 1)
-    # one pass, however much of it is padding: the gradient of several is whole in memory
-    pieces = [list(range(len(rollouts)))] if _cost(rollouts, shared) <= most else bucket(lengths, most)
+    if (
+        _cost(rollouts, shared) <= most
+    ):  # one pass, however much is padding: the gradient of several is whole in memory
+        pieces = [list(range(len(rollouts)))]
+    else:
+        pieces = list(_together(rollouts, most) if shared else bucket(lengths, most))
     passes = [(piece, _cost([rollouts[index] for index in piece], shared)) for piece in pieces]
     return [(piece, recompute and cost > batch_tokens) for piece, cost in passes]
+
+
+def _together(rollouts: Sequence[Rollout], most: int) -> Iterator[list[int]]:
+    """As `bucket`, of rollouts behind one prompt, which counts once."""
+    piece: list[int] = []
+    for index in sorted(range(len(rollouts)), key=lambda index: -len(rollouts[index].input_ids)):
+        if piece and _cost([rollouts[other] for other in (*piece, index)], shared=True) > most:
+            yield piece
+            piece = []
+        piece = [*piece, index]
+    yield piece
 
 
 def within(budget: TokenBudget, model: LanguageModel, rollouts: Sequence[Rollout], work: Callable[..., T]) -> T:

@@ -9,15 +9,18 @@ What a rollout adds to a product with a direction through the prompt is its grad
 times their derivative along the direction, which is the same for all rollouts: one forward-mode pass over the prompt
 (`PromptTangents`).
 
-Covered: models whose attention is transformers' "sdpa" or "eager" interface, with grouped heads, sliding windows, soft
-caps, sinks, rotary or learned positions. Whether a model is one (no state that runs along the row, no positions of
-its own) is found out by comparing the hidden states of a few tokens in both layouts, once (`shares_prompts`).
+Covered: models whose attention is transformers' "sdpa" or "eager" interface, with grouped heads, sliding windows that
+are told to the attention, soft caps, sinks, rotary or learned positions, on one device. Whether a model is one (no
+state that runs along the row, no positions of its own) is found out by comparing the hidden states of a few tokens in
+both layouts, once (`shares_prompts`). What so few tokens cannot show is refused by the config: windows and chunks that
+are in masks alone, sparse attention, rotary positions that depend on the length of the row.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -53,6 +56,7 @@ class _Attention:
     def __init__(self, layout: Shared, usual: str, watch: Watch | None) -> None:
         self._layout, self._usual, self._watch = layout, usual, watch
         self._masks: dict[Any, Tensor] = {}
+        self.windows = 0  # calls that were told one
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
@@ -60,6 +64,7 @@ class _Attention:
         layout, prompt = self._layout, self._layout.prompt
         attend = _usual(module, self._usual)
         window = options.get("sliding_window")
+        self.windows += window is not None
         first = [item[:, :, :prompt] for item in (query, key, value)]
         mask = None if self._usual == "sdpa" and _wide(window, prompt) else self._mask(query, 0, window)
         told, _ = attend(module, *first, mask, **options)
@@ -146,32 +151,44 @@ _ACTIVE: dict[int, _Attention | _OfPrompt] = {}
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
+    if attention_mask is not None:
+        raise ValueError("the model has a mask of its own, which responses behind one prompt do not fit")
     return _ACTIVE[id(module.config)](module, query, key, value, **options)
 
 
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # type: ignore[type-arg]
+
+
 @contextmanager
-def _replaced(decoder: nn.Module, attention: _Attention | _OfPrompt) -> Iterator[None]:
+def _replaced(decoder: nn.Module, make: Callable[[str], _Attention | _OfPrompt]) -> Iterator[Any]:
+    """make: from the name of the model's own attention. One thread at a time; others that want the same model wait."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
     config: Any = decoder.config
-    before = config._attn_implementation
-    config._attn_implementation, _ACTIVE[id(config)] = NAME, attention
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        del _ACTIVE[id(config)]
+    with _LOCKS.setdefault(decoder, threading.RLock()):
+        before = config._attn_implementation
+        if before == NAME:
+            raise RuntimeError("a pass behind one prompt has begun within another")
+        attention = make(before)
+        config._attn_implementation, _ACTIVE[id(config)] = NAME, attention
+        try:
+            yield attention
+        finally:
+            config._attn_implementation = before
+            _ACTIVE.pop(id(config), None)
 
 
 @contextmanager
-def behind_one_prompt(model: LanguageModel, layout: Padded | Shared, watch: Watch | None = None) -> Iterator[None]:
+def behind_one_prompt(
+    model: LanguageModel, layout: Padded | Shared, watch: Watch | None = None
+) -> Iterator[_Attention | None]:
     """Around the forward and backward over a `Shared` row; does nothing for padded ones."""
     if isinstance(layout, Padded):
-        yield
+        yield None
         return
-    with _replaced(model.decoder, _Attention(layout, model.decoder.config._attn_implementation, watch)):  # type: ignore[union-attr]
-        yield
+    with _replaced(model.decoder, lambda usual: _Attention(layout, usual, watch)) as attention:
+        yield attention
 
 
 class PromptTangents:
@@ -184,9 +201,9 @@ class PromptTangents:
     """
 
     def __init__(self, model: LanguageModel, prompt: Tensor, along: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        attention = _OfPrompt(model.decoder.config._attn_implementation)  # type: ignore[union-attr]
         inputs = {"input_ids": prompt[None], "position_ids": torch.arange(len(prompt), device=prompt.device)[None]}
-        with torch.no_grad(), forward_ad.dual_level(), _replaced(model.decoder, attention), model.computing():
+        replaced = _replaced(model.decoder, _OfPrompt)
+        with torch.no_grad(), forward_ad.dual_level(), replaced as attention, model.computing():
             moved = {name: forward_ad.make_dual(p.detach(), tangent) for name, (p, tangent) in along.items()}
             out = functional_call(model.decoder, moved, (), {**inputs, "use_cache": False}, tie_weights=False)
             self.last = _tangent(out.last_hidden_state[0, -1])
@@ -199,37 +216,65 @@ class PromptTangents:
         return (gradient.to(wide) * tangent).reshape(len(gradient), -1).sum(dim=1)
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+"""By the attention that a decoder has: a live model's may be set anew."""
 
 
 def shares_prompts(model: LanguageModel) -> bool:
     """Whether this model reads `Shared` rows as it reads `Padded` ones; found out once, on a few tokens."""
-    if getattr(getattr(model.decoder, "config", None), "_attn_implementation", None) not in KNOWN:
-        return False  # a live model's attention may be set anew
-    if model.decoder not in _KNOWN:
-        _KNOWN[model.decoder] = _compared(model)
-    return _KNOWN[model.decoder]
+    usual = getattr(getattr(model.decoder, "config", None), "_attn_implementation", None)
+    if usual not in KNOWN:
+        return False
+    known = _KNOWN.setdefault(model.decoder, {})
+    if usual not in known:
+        known[usual] = _compared(model)
+    return known[usual]
 
 
 def share_no_more(model: LanguageModel, why: object) -> None:
     """Padded rows from here on, for this model."""
     logger.info("each rollout with a prompt of its own from here on: %s", why)
-    _KNOWN[model.decoder] = False
+    _KNOWN[model.decoder] = dict.fromkeys(KNOWN, False)
+
+
+def _refused(config: Any) -> bool:
+    """For what the comparison cannot show."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    told = [getattr(config, name, None) for name in ("attention_chunk_size", "index_topk")]
+    return bool(
+        config.sub_configs or kinds or any(told) or "longrope" in _ropes(config) or "dynamic" in _ropes(config)
+    )
+
+
+def _ropes(config: Any) -> set[str]:
+    """The kinds of rotary positions, of all layers."""
+    told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    parts = [told, *(part for part in told.values() if isinstance(part, Mapping))]
+    return {str(part.get("rope_type", part.get("type"))) for part in parts}
+
+
+def _windows(config: Any) -> int:
+    """Layers that see a window alone, as the config says it."""
+    if kinds := getattr(config, "layer_types", None):
+        return sum(kind == "sliding_attention" for kind in kinds)
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return config.num_hidden_layers if slides else 0
 
 
 def _compared(model: LanguageModel) -> bool:
     config: Any = model.decoder.config
-    if config.sub_configs or getattr(config, "attention_chunk_size", None):
+    if _refused(config):
         return False
     known = min(model.head.vocabulary, 64)
     prompt = [(7 * i + 3) % known for i in range(4)]
     ends = [[(5 * i + 11 * k + 1) % known for i in range(n)] for k, n in enumerate((3, 5, 1))]
     rollouts = [Rollout([*prompt, *end], len(prompt)) for end in ends]
-    found = []
+    found, windows = [], 0
     try:
         for layout in (Padded(rollouts, model.device), Shared(rollouts, model.device)):
-            with torch.no_grad(), behind_one_prompt(model, layout):
+            with torch.no_grad(), behind_one_prompt(model, layout) as attention:
                 found.append(model.states(**layout.inputs).flatten(0, 1)[layout.before.to(model.head.weight.device)])
+            windows = 0 if attention is None else attention.windows
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, RowError) as error:
         # whatever a model's own modules raise that do not know positions, or are given other shapes
         if is_out_of_memory(error):
@@ -237,7 +282,8 @@ def _compared(model: LanguageModel) -> bool:
         logger.debug("a shared prompt: %s", error)
         return False
     apart, together = (item.double() if item.device.type != "mps" else item for item in found)
-    return bool((apart - together).norm() <= SAME[model.head.weight.dtype] * apart.norm())
+    missed = (apart - together).norm(dim=1) <= SAME[model.head.weight.dtype] * apart.norm(dim=1)
+    return bool(missed.all()) and windows == _windows(config)
 
 
 _DIMENSIONS: WeakKeyDictionary[nn.Module, frozenset[int]] = WeakKeyDictionary()

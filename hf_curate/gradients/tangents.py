@@ -245,7 +245,7 @@ class Tangents:
         types = {self._model.autocast, *(local[name].dtype for name in own)}
         scale = _near_one(raw.values()) if torch.float16 in types else 1.0
         along = {name: (tensor * scale if scale != 1.0 else tensor).to(local[name]) for name, tensor in raw.items()}
-        if is_linear(module) or isinstance(module, nn.Embedding):
+        if _is_plain(module) or isinstance(module, nn.Embedding):
             moved = {name: along[name] if name in own else torch.zeros_like(p) for name, p in local.items()}
             output = functional_call(module, moved, call.args, call.kwargs)
             padding = getattr(module, "padding_idx", None)
@@ -289,6 +289,11 @@ def _owners(decoder: nn.Module, names: Mapping[int, str]) -> dict[nn.Module, dic
         if own:
             owners[module] = own
     return owners
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether its output is its weight's product with its input: some routers are linear layers by class alone."""
+    return is_linear(module) and (not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward)
 
 
 def _own(module: nn.Module, name: str) -> Tensor:

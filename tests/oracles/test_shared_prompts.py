@@ -3,11 +3,13 @@ loops in float64."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import policy_reference as reference
 import pytest
 import torch
+import transformers
 from policy_reference import GROUPS
 from test_policy_products import check, expected, gradients, products, random_direction, subject, wide
 from tolerances import POLICY, SAME_RUN
@@ -198,3 +200,93 @@ def test_models_in_half_precision_share_a_prompt_too(name: str) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         model = ready(build.__wrapped__(name, dtype))
         assert shares_prompts(model)
+
+
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOWED_MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "use_sliding_window": True,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "sliding_attention"],
+    "experts_implementation": "eager",
+}
+FACTORS = {"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [4.0] * 3, "rope_theta": 10_000.0}
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "a window that is in the mask alone": ("Qwen2Moe", WINDOWED_MOE),
+    "rotary positions that depend on the row's length": (
+        "Phi3",
+        {"original_max_position_embeddings": 32, "rope_parameters": FACTORS},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_few_tokens_cannot_show_is_refused_by_the_config(what: str) -> None:
+    name, options = REFUSED[what]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
+    live = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model, words = ready(live), torch.randint(3, 61, (70,)).tolist()
+    rollouts = [Rollout([*words[:20], *words[20 + 13 * k : 33 + 13 * k]], 20) for k in range(3)]
+    assert not shares_prompts(model)
+    parameters = parameters_of(live, "linear")
+    direction = random_direction(parameters)
+    found = [reference.rollout_gradient(live, rollout) for rollout in rollouts]
+    theirs = expected(found, [0.5, 0.25, -0.75], direction, list(parameters))
+    for norm in (True, False):
+        ours = policy_products(model, rollouts, [0.5, 0.25, -0.75], parameters, direction, norm=norm)
+        along = float(theirs.direction.norm())  # type: ignore[union-attr]
+        assert ours.per_rollout is not None
+        missed = abs(ours.per_rollout - torch.tensor(theirs.per_rollout).numpy()).max()
+        assert missed <= POLICY[torch.float32] * max(theirs.lengths) * along
+
+
+def test_two_threads_on_one_model_wait_for_each_other_and_leave_it_as_it_was() -> None:
+    model, rollouts = subject("qwen3"), list(GROUPS["eight"].rollouts)
+    layouts = [Shared(rollouts[:n], model.device) for n in (3, 5)]
+    usual = model.decoder.config._attn_implementation  # type: ignore[union-attr]
+    wanted, found = [], {}
+    for layout in layouts:
+        with torch.no_grad(), shared.behind_one_prompt(model, layout):
+            wanted.append(model.states(**layout.inputs))
+    both = threading.Barrier(2)
+
+    def work(number: int) -> None:
+        both.wait()
+        for _ in range(5):
+            with torch.no_grad(), shared.behind_one_prompt(model, layouts[number]):
+                found[number] = model.states(**layouts[number].inputs)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[number], wanted[number]) for number in range(2))
+    assert model.decoder.config._attn_implementation == usual  # type: ignore[union-attr]
+    first, second = (shared.behind_one_prompt(model, layout) for layout in layouts)
+    with first, pytest.raises(RuntimeError, match="within another"), second:
+        pass
+    assert model.decoder.config._attn_implementation == usual  # type: ignore[union-attr]
+
+
+def test_an_own_mask_of_the_model_is_refused_and_never_dropped() -> None:
+    model, rollouts = subject("qwen3"), list(GROUPS["eight"].rollouts)
+    layout = Shared(rollouts, model.device)
+    mask = torch.zeros(1, 1, *[layout.shape[1]] * 2, dtype=torch.float64)
+    with shared.behind_one_prompt(model, layout), pytest.raises(ValueError, match="a mask of its own"):
+        model.states(**layout.inputs, attention_mask=mask)
