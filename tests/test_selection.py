@@ -275,11 +275,14 @@ def test_a_manifest_is_whole_and_made_of_plain_json(scored: Dataset, options: di
     assert plain_types(manifest)
     assert json.loads(json.dumps(manifest, allow_nan=False)) == manifest
     assert " ".join(manifest) == (
-        "schema config_name split source rows selector model budget scores rollouts verification confounds baselines "
-        "columns digests versions command citations"
+        "schema config_name split source rows selector model budget nested strata scores steps length pass_rate "
+        "rollouts verification confounds baselines columns digests versions command citations training claims"
     )
     assert manifest["rollouts"] is None
-    assert set(manifest["rows"]) == {"in", "scored", "failed", "duplicate_prompts", "kept"}
+    assert set(manifest["rows"]) == {
+        *("in", "scored", "failed", "kept"),
+        *("duplicate_prompts", "duplicate_prompts_kept"),
+    }
     assert set(manifest["digests"]) == {"source_row", "rows"}
     assert set(manifest["versions"]) >= {"torch", "transformers", "datasets"}
     assert manifest["model"] == MODEL

@@ -172,9 +172,7 @@ def _passes(
 ) -> list[tuple[list[int], bool]]:
     """The rollouts (by index) of each forward and backward, and whether its blocks keep their inputs alone."""
     lengths, most = [len(rollout.input_ids) for rollout in rollouts], batch_tokens * (RECOMPUTED if recompute else 1)
-    if (
-        _cost(rollouts, shared) <= most
-    ):  # one pass, however much is padding: the gradient of several is whole in memory
+    if _cost(rollouts, shared) <= most:  # however much is padding: the gradient of several passes is whole in memory
         pieces = [list(range(len(rollouts)))]
     else:
         pieces = list(_together(rollouts, most) if shared else bucket(lengths, most))

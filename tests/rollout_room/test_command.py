@@ -293,9 +293,12 @@ def test_from_rollouts_to_a_push_by_the_command_line(
         assert manifest["selector"]["direction"]["verifier"] == answers().record()
 
     planned, pushed, loaded = pushes(curated, tmp_path / "home")
-    assert "Rewards come from the contract `exact`, version `1` (deterministic checker)." in planned
+    assert (
+        "Whether a rollout is right is a matter of the contract `exact`, version `1` (deterministic checker)."
+        in planned
+    )
     assert "| sampling `n` | `4` |" in planned
-    assert "#### Rollouts" in planned
+    assert "#### Verification contract" in planned
     assert 'next: load_dataset("alice/rl", "rl", split="train")' in pushed
     assert json.loads(loaded) == [load_curated(curated, "rl").indices.tolist(), [], answers().record()]
 
