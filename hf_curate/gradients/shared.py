@@ -92,13 +92,9 @@ class _Attention:
         kind = (prompt, window, query.dtype, query.device)
         if kind not in self._masks:
             stop = self._layout.prompt + (self._layout.own.shape[1] if prompt else 0)
-            at, seen = (
-                torch.arange(prompt, stop, device=query.device)[:, None],
-                torch.arange(stop, device=query.device),
-            )
-            sees = (seen <= at) if window is None else (seen <= at) & (seen > at - window)
+            sees = _sees(prompt, stop, window, query.device)
             if self._usual == "eager":
-                sees = torch.zeros_like(sees, dtype=query.dtype).masked_fill_(~sees, torch.finfo(query.dtype).min)
+                sees = _added(sees, query.dtype)
             self._masks[kind] = sees[None, None]
         return self._masks[kind]
 
@@ -115,15 +111,23 @@ class _OfPrompt:
     ) -> tuple[Tensor, None]:
         self.found[module] = {"key": _tangent(key), "value": _tangent(value)}
         window, tokens = options.get("sliding_window"), query.shape[2]
-        at = torch.arange(tokens, device=query.device)
-        sees = at <= at[:, None] if window is None else (at <= at[:, None]) & (at > at[:, None] - window)
-        mask = torch.zeros(sees.shape, dtype=query.dtype, device=query.device)
-        mask.masked_fill_(~sees, torch.finfo(query.dtype).min)
+        mask = _added(_sees(0, tokens, window, query.device), query.dtype)
         # the one of its kernels that has a derivative in forward mode
         only = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         with only if self._usual == "sdpa" else nullcontext():
             told, _ = _usual(module, self._usual)(module, query, key, value, mask[None, None], **options)
         return told, None
+
+
+def _sees(start: int, stop: int, window: int | None, device: torch.device) -> Tensor:
+    """[stop - start, stop] whether the token at a place from `start` on sees the one at a place from 0 on."""
+    at, seen = torch.arange(start, stop, device=device)[:, None], torch.arange(stop, device=device)
+    return seen <= at if window is None else (seen <= at) & (seen > at - window)
+
+
+def _added(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits of an attention."""
+    return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
 
 
 def _tangent(item: Tensor) -> Tensor:
