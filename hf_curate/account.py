@@ -6,14 +6,15 @@ Every number on a card is computed here or read from the scorer's record.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_curate.budgets import Budget
-from hf_curate.comparisons import baselines, confounds, rollouts_account, verification
+from hf_curate.comparisons import baselines, confounds, overlap_confound, rollouts_account, verification
 from hf_curate.hub.evidence import claims
 from hf_curate.hub.lines import BATCH_ROWS, batches
 from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_rows, versions
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from hf_curate.rows import Columns
 
 BINS = 40
+LOOKS = 2
+"""Each holds a few arrays as long as the pool."""
 CHAT_OF_ROLLOUTS = "chat of rollouts"
 """The level of columns whose whole chat is the prompt, but for a last message of the assistant's."""
 CITED = {"GRACE": "grace", "LearnAlign": "learnalign", "GradAlign": "gradalign", "Align": "gradalign"}
@@ -66,33 +69,47 @@ def account(
     """
     sources = [name for name in choice.dataset.column_names if name not in added]
     where = source_record(source, choice.dataset, getattr(scorer, "fingerprint", None))
+    overlap = overlap_confound(choice.dataset, choice.scores, scorer)
+    looks = _at_once(
+        {
+            "digests": lambda: {"source_row": digest_indices(choice.kept), "rows": digest_rows(subset, sources)},
+            "rows": lambda: _rows(choice, record),
+            "nested": lambda: nested_account(choice),
+            "strata": lambda: _strata(choice),
+            "scores": lambda: _summary(choice.scores, choice.kept),
+            "steps": lambda: steps_account(choice),
+            "length": lambda: length_account(choice),
+            "pass_rate": lambda: pass_rate_account(choice),
+            "rollouts": lambda: rollouts_account(choice, record),
+            "verification": lambda: verification(choice, subset, record),
+            "confounds": lambda: confounds(choice, overlap),
+            "baselines": lambda: baselines(choice),
+        }
+    )
     found = {
         "schema": SCHEMA,
         "config_name": None,
         "split": None,
         "source": None if where is None else {**where, "columns": sources},
-        "rows": _rows(choice, record),
+        "rows": looks["rows"],
         "selector": _selector(choice, record),
         "model": record.get("model"),
         "budget": _budget(choice),
-        "nested": nested_account(choice),
-        "strata": _strata(choice),
-        "scores": _summary(choice.scores, choice.kept),
-        "steps": steps_account(choice),
-        "length": length_account(choice),
-        "pass_rate": pass_rate_account(choice),
-        "rollouts": rollouts_account(choice, record),
-        "verification": verification(choice, subset, record),
-        "confounds": confounds(choice, scorer),
-        "baselines": baselines(choice),
+        **{name: look for name, look in looks.items() if name not in ("rows", "digests")},
         "columns": _column_types(subset, sources, added),
-        "digests": {"source_row": digest_indices(choice.kept), "rows": digest_rows(subset, sources)},
+        "digests": looks["digests"],
         "versions": versions(),
         "command": _command(choice, record, where),
         "citations": [CITED[name] for name in [str(record.get("name"))] if name in CITED],
         "training": None,
     }
     return {**found, "claims": claims(found)}
+
+
+def _at_once(looks: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each look at the selection finds, `LOOKS` at a time: arrow and most of numpy leave the others a core."""
+    with ThreadPoolExecutor(LOOKS) as pool:
+        return dict(zip(looks, pool.map(lambda look: look(), looks.values()), strict=True))
 
 
 def _rows(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:

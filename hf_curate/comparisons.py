@@ -118,10 +118,10 @@ def silent_rows(dataset: Dataset, column: str, record: Mapping[str, Any]) -> int
     return int((silent(scores, measures, record) & np.isfinite(scores)).sum()) if "rollouts" in measures else 0
 
 
-def confounds(choice: Choice, scorer: Any) -> dict[str, float | None]:
+def confounds(choice: Choice, overlap: float | None) -> dict[str, float | None]:
     """Spearman of the score with what it should not merely be: of traces steps, tokens, loss, overlap of steps and
-    answer; of rollouts success rate, learnability, length."""
-    measures, overlap = choice.measures, overlap_confound(choice.dataset, choice.scores, scorer)
+    answer (`overlap_confound`); of rollouts success rate, learnability, length."""
+    measures = choice.measures
     names = ["steps", "tokens", "loss"]
     rollouts = "rollouts" in measures
     if rollouts:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 10_000
 """Rows of rollouts read at a time: all responses of a dataset need not fit into memory."""
+CHUNK_BYTES = 2**28
+"""Texts of more are not put together: an arrow array of strings holds less than 2 GB."""
 
 
 def measures_of(dataset: Dataset, column: str, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -113,17 +115,30 @@ def by_position(
     begin = 0
     for lists in _chunks(dataset, name):
         count, items = _flat(lists)
-        count = count.astype(np.int32)  # of a chunk of rows: half of the memory, and a division in a third of the time
-        values, row = _floats(items), np.repeat(np.arange(len(count), dtype=np.int32), count)
-        place = np.arange(len(row), dtype=np.int32) - np.repeat(np.cumsum(count, dtype=np.int32) - count, count)
-        bins = (positions * (2 * place + 1)) // (2 * count[row])
+        values, index = _floats(items), _positions(count, positions)
         known = np.isfinite(values)
+        if not known.all():
+            values, index = np.where(known, values, 0.0), np.where(known, index, positions)
         for part, (sums, counts) in found.items():
-            weight = np.where(known, times[part][begin + row], 0)
-            sums += np.bincount(bins, weights=np.where(known, values, 0.0) * weight, minlength=positions)
-            counts += np.bincount(bins, weights=weight, minlength=positions).astype(np.int64)
+            weight = times[part][begin : begin + len(count)]
+            if weight.any():
+                own = np.repeat(weight, count)
+                sums += np.bincount(index, values * own, positions + 1)[:positions]
+                counts += np.bincount(index, own, positions + 1)[:positions].astype(np.int64)
         begin += len(count)
     return found
+
+
+def _positions(count: np.ndarray, positions: int) -> np.ndarray:
+    """[items] the part of its list that each item is in, worked out once for each length of list that there is.
+
+    count: [rows] items of each list.
+    """
+    lengths, which = np.unique(count, return_inverse=True)
+    first = np.cumsum(lengths) - lengths
+    place = np.arange(lengths.sum()) - np.repeat(first, lengths)
+    parts = (positions * (2 * place + 1)) // np.repeat(2 * lengths, lengths)
+    return parts[np.arange(count.sum()) + np.repeat(first[which] - (np.cumsum(count) - count), count)]
 
 
 def differ(low: Any, high: Any) -> Any:
@@ -196,8 +211,20 @@ def _of_view(dataset: Dataset, values: np.ndarray) -> np.ndarray:
 
 
 def _chunks(dataset: Dataset, name: str) -> Iterator[Any]:
+    """The column in pieces of `CHUNK_ROWS`: chunks of a table that are smaller are put together, larger ones cut."""
+    import pyarrow as pa
+
+    waiting, rows, size = [], 0, 0
     for chunk in dataset.data.column(name).chunks:
-        yield from (chunk.slice(start, CHUNK_ROWS) for start in range(0, len(chunk), CHUNK_ROWS))
+        for start in range(0, len(chunk), CHUNK_ROWS):
+            piece = chunk.slice(start, CHUNK_ROWS)
+            if waiting and (rows + len(piece) > CHUNK_ROWS or size + piece.nbytes > CHUNK_BYTES):
+                yield pa.concat_arrays(waiting)
+                waiting, rows, size = [], 0, 0
+            waiting.append(piece)
+            rows, size = rows + len(piece), size + piece.nbytes
+    if waiting:
+        yield pa.concat_arrays(waiting)
 
 
 def _of_rewards(lists: Any, above: float) -> tuple[np.ndarray, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ class Lab:
 
     # -- bases --------------------------------------------------------------------------------------------------------
 
-    def base(self, backbone: str, seed: int) -> Path:
+    def base(self, backbone: str, seed: int, wait: bool = True) -> Path:
         """The folder of a base, pretrained unless it is there. Only the own backbone has more than one."""
-        number = seed % self.study.bases if backbone == OWN else 0
+        number = self._number(backbone, seed)
         folder = self.folder / "bases" / f"{backbone}-{number}"
-        self._once(folder / "accuracy.json", lambda: self._pretrain(backbone, number, folder))
+        self._once(folder / "accuracy.json", lambda: self._pretrain(backbone, number, folder), wait)
         return folder
+
+    def _number(self, backbone: str, seed: int) -> int:
+        return seed % self.study.bases if backbone == OWN else 0
 
     def _pretrain(self, backbone: str, number: int, folder: Path) -> dict[str, Any]:
         study, shape = self.study, self.study.shapes[backbone]
@@ -67,9 +70,13 @@ class Lab:
 
     def scores(self, world: str, seed: int) -> dict[str, np.ndarray]:
         """Selector -> [rows] scores by the own base, made unless they are there."""
-        path = self.folder / "scores" / f"{world}-{seed}.json"
-        self._once(path, lambda: self._score(world, seed))
+        path = self._scored(world, seed)
         return {name: np.array(own, dtype=np.float64) for name, own in json.loads(path.read_text("utf-8")).items()}
+
+    def _scored(self, world: str, seed: int, wait: bool = True) -> Path:
+        path = self.folder / "scores" / f"{world}-{seed}.json"
+        self._once(path, lambda: self._score(world, seed), wait)
+        return path
 
     def _score(self, world: str, seed: int) -> dict[str, list[float]]:
         warm = self.folder / "warm" / f"{world}-{seed}"
@@ -83,7 +90,17 @@ class Lab:
 
     def run(self, cells: Sequence[Cell] | None = None) -> int:
         """Does what is missing, and returns how many cells that were."""
-        return work(self.study.cells() if cells is None else cells, self.folder / "cells", self.do)
+        wanted = self.study.cells() if cells is None else cells
+        self._prepare(wanted)
+        return work(wanted, self.folder / "cells", self.do)
+
+    def _prepare(self, cells: Sequence[Cell]) -> None:
+        """Bases and scores before the cells that need them: processes that began with cells would wait for each
+        other."""
+        for backbone, seed in dict.fromkeys((c.backbone, self._number(c.backbone, c.seed)) for c in cells):
+            self.base(backbone, seed, wait=False)
+        for world, seed in dict.fromkeys((c.world, c.seed) for c in cells if c.budget < 1.0):
+            self._scored(world, seed, wait=False)
 
     def do(self, cell: Cell) -> dict[str, Any]:
         """Trains on every selection of a cell: accuracy by selector and task, and shares of the kept by selector."""
@@ -149,11 +166,13 @@ class Lab:
             seed=cell.seed,
         )
 
-    def _once(self, path: Path, make: Any) -> None:
-        """Makes what a JSON file records, or waits for the process that is making it."""
+    def _once(self, path: Path, make: Callable[[], Any], wait: bool) -> None:
+        """Makes what a JSON file records; where another process is making it, waits for it or leaves it to that."""
         while not path.exists():
             with claimed(path) as ours:
                 if ours:
                     write_json(path, make())
                     return
+            if not wait:
+                return
             time.sleep(WAIT)
