@@ -54,10 +54,10 @@ KEPT = 0.25
 class Design:
     """Candidates and their rollouts, validation problems and theirs, and how often all of it is drawn."""
 
-    candidates: int = 48
+    candidates: int = 24
     rollouts: tuple[int, ...] = (16,)
-    validation: int = 16
-    validation_rollouts: int = 32
+    validation: int = 8
+    validation_rollouts: int = 16
     seeds: int = 1
 
 

@@ -43,10 +43,10 @@ RESAMPLES = 2000
 class Design:
     """Candidates, rollouts in each half, validation problems and rollouts of each, and whether to draw them twice."""
 
-    candidates: int = 24
+    candidates: int = 16
     halves: tuple[int, ...] = (8, 16)
-    validation: int = 16
-    validation_rollouts: int = 32
+    validation: int = 8
+    validation_rollouts: int = 16
     second_direction: bool = False
     seed: int = 0
 

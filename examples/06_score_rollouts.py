@@ -18,9 +18,9 @@ from hf_curate import GradAlignScorer, LearnAlignScorer, load_curated, score, se
 from hf_curate.demo import MODEL, world
 
 model, tokenizer = load_demo_model()
-prompts = [problem.prompt for problem in world.draw_problems(64, random.Random(0), "held_out")]
-pool = Dataset.from_list(sampled_rows(model, tokenizer, prompts[:48], 16, seed=0))
-trusted = Dataset.from_list(sampled_rows(model, tokenizer, prompts[48:], 32, seed=1))
+prompts = [problem.prompt for problem in world.draw_problems(32, random.Random(0), "held_out")]
+pool = Dataset.from_list(sampled_rows(model, tokenizer, prompts[:24], 16, seed=0))
+trusted = Dataset.from_list(sampled_rows(model, tokenizer, prompts[24:], 16, seed=1))
 
 with one_thread(), tempfile.TemporaryDirectory() as folder:
     learnalign = LearnAlignScorer(MODEL, dtype="float32").fit(pool, out=f"{folder}/pool.safetensors")

@@ -46,7 +46,7 @@ LEARNING_RATE = {"unbalanced": 3e-4, "low-utility": 3e-5}
 class Training:
     """A run of GRPO: optimizer steps, prompts a step, rollouts a prompt."""
 
-    steps: int = 2
+    steps: int = 80
     prompts: int = 8
     rollouts: int = 8
 
@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("--scenario", choices=SCENARIOS, action="append", help="only this one")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     asked = parser.parse_args()
-    design = Design(600, 16, 64, 64, 300, 3) if asked.full else Design(pool=80, evaluation=20)
-    training = Training(steps=80) if asked.full else Training()
+    design = Design(600, 16, 64, 64, 300, 3) if asked.full else Design()
+    training = Training() if asked.full else Training(2, 4, 4)
     start = time.perf_counter()
     found = []
     disable_progress_bars()

@@ -45,7 +45,7 @@ selector = OnlineSelector(
     pool=pool,
     chunk=32,
     every=4,
-    validation_rollouts=32,
+    validation_rollouts=16,
     temperature=1.0,
     top_p=1.0,
 )
@@ -55,7 +55,7 @@ with tempfile.TemporaryDirectory() as folder:
         tasks.solved,
         GRPOConfig(
             folder,
-            max_steps=16,
+            max_steps=12,
             per_device_train_batch_size=32,
             num_generations=8,
             max_completion_length=tasks.LONGEST,

@@ -55,15 +55,15 @@ class Design:
     share: float = 0.1
     chunk: int = 12
     keep: str = "25%"
-    every: int = 2
+    every: int = 1
     rollouts: int = 4
-    validation: int = 6
+    validation: int = 4
     validation_rollouts: int = 8
     evaluation: int = 12
-    steps: int = 4
-    prompts: int = 4
+    steps: int = 2
+    prompts: int = 3
     answers: int = 8
-    curve: int = 4
+    curve: int = 2
     seeds: int = 1
 
 

@@ -32,11 +32,11 @@ SCENARIOS = ("unbalanced", "low-utility")
 class Design:
     """How many problems and rollouts there are, and how often all of it is drawn anew."""
 
-    pool: int = 60
+    pool: int = 40
     rollouts: int = 8
-    validation: int = 12
-    validation_rollouts: int = 16
-    evaluation: int = 60
+    validation: int = 8
+    validation_rollouts: int = 8
+    evaluation: int = 24
     seeds: int = 1
 
 

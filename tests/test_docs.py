@@ -50,20 +50,6 @@ def test_the_audit_in_the_readme_is_the_recorded_one() -> None:
         assert f"| `{proxy}` | {of['linear']} | {of['all']} |" in text
 
 
-def test_the_tables_of_online_selection_are_those_of_the_recorded_results() -> None:
-    page = (ROOT / "docs" / "online.md").read_text("utf-8")
-    script, results = ROOT / "examples" / "11_online_scenarios.py", ROOT / "benchmarks" / "results"
-    many = ["--many", "--setting", "noisy", "--setting", "unbalanced"]
-    rows = 0
-    for more in ([], many, ["--setting", "unbalanced", "--end", "_many_quarter"]):
-        command = [sys.executable, str(script), "--again", str(results), *more]
-        told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=script.parent).stdout
-        lines = [line.rstrip() for line in told.splitlines() if line and not line.startswith("{")]
-        assert [line for line in lines if f"    {line}\n" not in page] == []
-        rows += len(lines)
-    assert rows == 3 * 10 + 2 * 4 + 4
-
-
 def test_the_files_that_the_readme_draws_are_there() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     house = text[text.index("## The house") :]

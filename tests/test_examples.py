@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,44 @@ EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_example_runs(path: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False
-    )
+def test_the_example_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here(path, monkeypatch)
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("name", ["01_score_select_save_load", "08_which_problems"])
+def test_the_example_runs_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
+    """One that stands alone, and one that reads what lies beside it."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *(["--help"] if name.startswith("08") else [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
+
+
+def run_here(path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """As `python path arguments` does, but for the libraries that are loaded already."""
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    monkeypatch.syspath_prepend(FOLDER)
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_tables_of_online_selection_are_those_of_the_recorded_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (FOLDER.parent / "docs" / "online.md").read_text("utf-8")
+    many = ["--many", "--setting", "noisy", "--setting", "unbalanced"]
+    rows = 0
+    for more in ([], many, ["--setting", "unbalanced", "--end", "_many_quarter"]):
+        recorded = ["--again", str(FOLDER.parent / "benchmarks" / "results"), *more]
+        run_here(FOLDER / "11_online_scenarios.py", monkeypatch, *recorded)
+        told = capsys.readouterr().out
+        lines = [line.rstrip() for line in told.splitlines() if line and not line.startswith("{")]
+        assert [line for line in lines if f"    {line}\n" not in page] == []
+        rows += len(lines)
+    assert rows == 3 * 10 + 2 * 4 + 4
 
 
 def test_every_example_says_how_to_run_it() -> None:
