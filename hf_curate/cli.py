@@ -12,9 +12,10 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_curate.commands import demo, diff, inspect, push, report, verify
 from hf_curate.errors import CurateError
@@ -67,7 +68,9 @@ push:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 on success, 1 for failed rows with --strict, 2 for an error that the message explains."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _unknown(unknown, _own(parser, arguments))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.showwarning = lambda message, *_: _say("warning", message, parser, arguments)
     logging.getLogger("hf_curate").setLevel(logging.INFO)
@@ -90,9 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(what: str, message: Exception | str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Errors and warnings as one sentence in the words of the command, without the line of code they came from."""
+    print(f"hf-curate: {what}: {as_typed(str(message), _own(parser, arguments), arguments)}", file=sys.stderr)
+
+
+def _own(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the command that was given."""
     commands = next(one.choices for one in parser._actions if isinstance(one.choices, dict))
-    own = next(one for one in commands.values() if one.get_default("run") is arguments.run)
-    print(f"hf-curate: {what}: {as_typed(str(message), own, arguments)}", file=sys.stderr)
+    return next(one for one in commands.values() if one.get_default("run") is arguments.run)
+
+
+def _unknown(given: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
+    """Ends with an error over arguments that the command does not have, and names the nearest option."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    typed = next((text.partition("=")[0] for text in given if text.startswith("-")), "")
+    near = get_close_matches(typed, options, n=1)
+    parser.error(f"unrecognized arguments: {shlex.join(given)}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -367,10 +382,11 @@ def _select(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         source=arguments.source or run.source,
     )
+    replaced = (Path(arguments.out).expanduser() / arguments.config / f"{arguments.split}.manifest.json").exists()
     picked.save(arguments.out, arguments.config, split=arguments.split)
     if arguments.strategy in RANKED and isinstance(run.record().get("verifier"), dict):
         print("these are rollouts, ranked by learnability: p (1 - p), p the share that is right; no gradient is in it")
-    print(f"{picked!r} -> {arguments.out}")
+    print(f"{picked!r} -> {arguments.out}{', in place of the config that was there' if replaced else ''}")
     _next(arguments, f'load_dataset("{arguments.out}", "{arguments.config}", split="{arguments.split}")')
 
 

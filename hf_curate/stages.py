@@ -51,6 +51,8 @@ def carry_out(recipe: Recipe, dry_run: bool = False) -> int:
                 return 0 if dry_run else FAILED
             continue
         to_do.add(number - 1)
+        if dry_run and stage.command in RUNS and not new:
+            _check_out(stage)
         print(f"{title}: would run" if dry_run else title, flush=True)
         if not dry_run and (code := stage.arguments.run(stage.arguments)):
             return code
@@ -133,6 +135,25 @@ def _run_there(stage: Stage) -> str | None:
     if found != asked or other_shards or not RunFolder(folder).is_whole():
         return None
     return f"{record['scorer']['name']}, {record['rows']:,} rows, identity {found[0][:12]}"
+
+
+def _check_out(stage: Stage) -> None:
+    """Raises where the stage would: its folder holds something else, or a run of other settings or rows."""
+    from hf_curate.runs.calling import call_if_there, features_of
+    from hf_curate.runs.folder import check_folder, check_place
+    from hf_curate.sources import public_name
+
+    given = stage.arguments
+    folder = Path(given.out).expanduser()
+    if not check_place(folder) or given.streaming:
+        return
+    rows = load_rows(given.source)
+    scorer = _scorer(stage, rows)
+    features_of(rows.dataset, scorer)
+    call_if_there(scorer, "expect", rows.dataset)
+    asked = {name: getattr(given, name) for name in ("shard_rows", "threads")}
+    sizes = {name: size for name, size in asked.items() if size is not None}
+    check_folder(folder, scorer, rows.dataset, given.overwrite, sizes, public_name(rows.source))
 
 
 def _scorer(stage: Stage, rows: Rows) -> Any:

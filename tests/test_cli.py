@@ -607,6 +607,25 @@ def test_every_option_of_the_command_line_is_explained() -> None:
         assert all(action.help for action in command._actions), name
 
 
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        (["select", "runs/x", "--out", "c", "--config", "a", "--budgt", "5%"], "; did you mean --budget?"),
+        (["demo", "-x"], ""),
+    ],
+)
+def test_an_option_that_is_none_is_told_the_nearest(
+    typed: list[str], near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(typed)
+    assert ended.value.code == 2
+    *usage, told = capsys.readouterr().err.splitlines()
+    assert usage[0].startswith(f"usage: hf-curate {typed[0]} ")
+    wrong = typed[-1:] if typed[0] == "demo" else typed[-2:]
+    assert told == f"hf-curate {typed[0]}: error: unrecognized arguments: {' '.join(wrong)}{near}"
+
+
 def test_help_is_quick_and_loads_no_torch() -> None:
     start = time.perf_counter()
     code = "import sys; from hf_curate import cli\ntry: cli.main(['score', '--help'])\nexcept SystemExit: pass\n"

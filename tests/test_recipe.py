@@ -145,6 +145,16 @@ def titles_of(stages: int) -> list[str]:
     return [f"[{number}/{stages}] {name}" for number, name in enumerate(names, 1)]
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    says(capsys, RECIPE)
+    assert cli.main(["run", write(RECIPE.replace("seed: 3", "seed: 4")), "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert cli.main(["run", "recipe.yaml"]) == 2
+    assert "seed" in told
+    assert capsys.readouterr().err == told
+    says(capsys, RECIPE.replace("seed: 3", "seed: 4").replace("runs/random", "runs/other"), "--dry-run")
+
+
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert says(capsys, RECIPE, "--dry-run") == [f"{title}: would run" for title in titles_of(3)]
     assert sorted(path.name for path in place.iterdir()) == ["pool.jsonl", "recipe.yaml"]

@@ -87,11 +87,10 @@ def _snapshot(repo_id: str, config_name: str, revision: str | None, token: str |
     """A folder of the cache with the config's files at one commit, and every manifest of the repo."""
     from huggingface_hub import snapshot_download
 
-    if not HUB_ID.fullmatch(repo_id):
-        raise ManifestError(f"{repo_id[:80]!r} is neither a folder that exists nor a repo id ('owner/name').")
+    check_repo_id(repo_id)
     commit, why = dataset_commit(repo_id, revision or "main", token)
     if commit is None:
-        raise HubError(f"{repo_id}@{revision or 'main'} cannot be loaded: {why}.")
+        raise HubError(f"{repo_id}@{revision or 'main'} cannot be loaded: {why}. It is not a folder here either.")
     wanted = [f"*/*{_SUFFIX}", f"{glob.escape(config_name)}/*.parquet"]
     try:
         found = snapshot_download(repo_id, repo_type="dataset", revision=commit, allow_patterns=wanted, token=token)
@@ -100,6 +99,14 @@ def _snapshot(repo_id: str, config_name: str, revision: str | None, token: str |
         raise HubError(f"{repo_id}@{commit[:7]} cannot be loaded: {first[:200]}") from error
     remember(repo_id, revision or "main", "dataset", commit)
     return Path(found)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises for the name of a folder that is not there, and of no repo: nothing is asked of the Hub."""
+    if not HUB_ID.fullmatch(repo_id) or "/" not in repo_id:
+        raise ManifestError(
+            f"{Path(repo_id).name[:80]!r} is neither a folder that exists nor a repo id ('owner/name')."
+        )
 
 
 def curated_configs(root: Path) -> dict[str, list[str]]:

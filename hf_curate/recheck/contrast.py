@@ -29,8 +29,8 @@ class Difference:
     """Two configs compared.
 
     rows: of each; shared: rows in both, None where their numbers count rows of different sources; scores: Spearman of
-    the two scores over the shared rows, None without 3 of them; settings: name -> (value of A, value of B), where
-    these differ.
+    the two scores over the shared rows, None without 3 of them; same_scores: whether all of these are equal; settings:
+    name -> (value of A, value of B), where these differ.
     """
 
     names: tuple[str, str]
@@ -38,6 +38,7 @@ class Difference:
     shared: int | None
     scores: float | None
     settings: dict[str, tuple[Any, Any]]
+    same_scores: bool = False
 
     @property
     def jaccard(self) -> float | None:
@@ -52,17 +53,21 @@ class Difference:
             mine, theirs = (100 * self.shared / count for count in self.rows)
             share = f"{mine:.1f} % of A, {theirs:.1f} % of B; Jaccard {self.jaccard:.3f}"
             lines.append(f"shared rows: {self.shared:,} ({share})")
-            said = "not measured" if self.scores is None else f"Spearman {self.scores:.3f} over the shared rows"
-            lines.append(f"scores: {said}")
+            lines.append(f"scores: {self._of_scores()}")
         lines.append(f"settings: {len(self.settings)} differ" if self.settings else "settings: the same")
         lines += [f"  {name}: {_said(a)} -> {_said(b)}" for name, (a, b) in self.settings.items()]
         return visible("\n".join(lines), keep="\n")
+
+    def _of_scores(self) -> str:
+        if self.scores is None:
+            return "not measured"
+        return "the same, row by row" if self.same_scores else f"Spearman {self.scores:.3f} over the shared rows"
 
     def record(self) -> dict[str, Any]:
         """The same as JSON."""
         settings = {name: list(values) for name, values in self.settings.items()}
         found = {"names": list(self.names), "rows": list(self.rows), "shared": self.shared, "jaccard": self.jaccard}
-        return {**found, "spearman": self.scores, "settings": settings}
+        return {**found, "spearman": self.scores, "same_scores": self.same_scores, "settings": settings}
 
 
 def diff_curated(one: str | Path | Selection, other: str | Path | Selection) -> Difference:
@@ -78,12 +83,14 @@ def diff_curated(one: str | Path | Selection, other: str | Path | Selection) -> 
     first, second = (_loaded(place) for place in (one, other))
     manifests = (first.manifest, second.manifest)
     names = tuple(_name(place, picked) for place, picked in ((one, first), (other, second)))
-    shared, scores = None, None
+    shared, scores, same = None, None, False
     if same_rows(*manifests):
         rows, mine, theirs = np.intersect1d(first.indices, second.indices, return_indices=True)
         shared = len(rows)
-        scores = spearman(_scores(first)[mine], _scores(second)[theirs]) if shared >= LEAST else None
-    return Difference(names, (len(first), len(second)), shared, scores, _settings(*manifests))  # type: ignore[arg-type]
+        ours, others = _scores(first)[mine], _scores(second)[theirs]
+        scores, same = (spearman(ours, others), np.array_equal(ours, others)) if shared >= LEAST else (None, False)
+    sizes = (len(first), len(second))
+    return Difference(names, sizes, shared, scores, _settings(*manifests), same)  # type: ignore[arg-type]
 
 
 def _loaded(place: str | Path | Selection) -> Selection:

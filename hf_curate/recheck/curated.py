@@ -76,11 +76,12 @@ def _loaded(
     repo_or_folder: str | Path, config_name: str, split: str | None, revision: str | None
 ) -> tuple[Selection, str | None, Path]:
     """The selection, the README, and the folder that both lie in, all of one commit."""
-    from hf_curate.hub.load import load_curated
+    from hf_curate.hub.load import check_repo_id, load_curated
 
     path = Path(repo_or_folder).expanduser()
     commit = None
     if not path.is_dir():
+        check_repo_id(str(repo_or_folder))
         commit, _ = dataset_commit(str(repo_or_folder), revision or "main")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a verdict says what data and manifest disagree about

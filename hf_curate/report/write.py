@@ -50,12 +50,12 @@ def write_report(
     Raises:
         CurateError: there is nothing to show, or the file cannot be written.
     """
-    from hf_curate.runs.stored import RECORD_FILE
+    from hf_curate.runs.stored import PLAN_FILE, RECORD_FILE
 
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise CurateError(f"rows={rows!r} must be a whole number from 1 on.")
     path = Path(target).expanduser()
-    if (path / RECORD_FILE).is_file():
+    if (path / RECORD_FILE).is_file() or (path / PLAN_FILE).is_file():
         if config_name is not None:
             raise CurateError(f"config={config_name!r} is of saved folders and repos, and {path.name!r} is a run.")
         pool, title = _of_run(path, budget), f"Run {path.resolve().name}"
@@ -90,12 +90,11 @@ def _of_run(folder: Path, budget: str | int | None) -> Pool:
 def _of_config(
     target: str | Path, config_name: str | None, split: str | None, revision: str | None
 ) -> tuple[Pool, str]:
-    from hf_curate.hub.load import curated_configs, load_curated
-    from hf_curate.hub.resolve import HUB_ID
+    from hf_curate.hub.load import check_repo_id, curated_configs, load_curated
 
     path = Path(target).expanduser()
-    if not path.is_dir() and not HUB_ID.fullmatch(str(target)):
-        raise ManifestError(f"{path.name[:80]!r} is neither a folder that exists nor a repo id ('owner/name').")
+    if not path.is_dir():
+        check_repo_id(str(target))
     if config_name is None:
         configs = list(curated_configs(path)) if path.is_dir() else []
         if len(configs) != 1:

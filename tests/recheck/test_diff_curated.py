@@ -32,6 +32,7 @@ def test_nested_budgets_share_the_smaller_one_and_differ_in_the_budget_alone(fol
     assert found.jaccard == pytest.approx(60 / 90)
     assert found.scores == pytest.approx(1.0)
     assert found.settings == {"budget.asked": ("20%", "30%")}
+    assert "scores: the same, row by row" in str(found)
 
 
 def test_a_choice_at_random_shares_what_the_rows_say(folder: Path) -> None:
@@ -59,6 +60,7 @@ def test_scores_of_two_selectors_are_compared_over_the_rows_that_both_keep(folde
     ]
     assert found.shared == len(rows)
     assert found.scores == spearman(*scores)
+    assert f"scores: Spearman {found.scores:.3f} over the shared rows" in str(found)
     assert 0.0 < found.scores < 1.0  # type: ignore[operator]
 
 

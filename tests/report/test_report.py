@@ -310,6 +310,14 @@ def test_the_card_holds_no_text_of_a_row_and_the_report_does(tmp_path: Path) -> 
     assert "MARKED 4" in write_report(tmp_path).read_text("utf-8")
 
 
+def test_a_run_that_is_not_finished_and_a_folder_that_is_not_there_are_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(CurateError, match="is not finished: call score"):
+        write_report(tmp_path)
+    with pytest.raises(ManifestError, match=r"'curatd' is neither a folder that exists nor a repo id"):
+        write_report("curatd", "a")
+
+
 def test_a_folder_with_several_configs_wants_a_name(places: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         select(plain(), "score", 1).save(tmp_path, name)
