@@ -153,10 +153,17 @@ def test_select_writes_a_config_that_loads(
     ],
 )
 def test_every_way_to_select_has_its_options(
-    scored: subprocess.CompletedProcess[str], place: Path, tmp_path: Path, options: list[str], rows: int
+    scored: subprocess.CompletedProcess[str],
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    rows: int,
 ) -> None:
-    assert cli.main(["select", str(place / "run"), "--out", str(tmp_path), "--config", "c", *options]) == 0
+    command = ["select", str(place / "run"), "--out", str(tmp_path), "--config", "c", *options]
+    assert "in place of" not in main_says(capsys, *command)[0]
     assert len(load_curated(tmp_path, "c")) == rows
+    assert main_says(capsys, *command)[0].endswith(f" -> {tmp_path}, in place of the config that was there")
 
 
 def test_inspect_shows_a_source_and_a_run(
