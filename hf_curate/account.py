@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_curate.budgets import Budget
+from hf_curate.budgets import Budget, preference
 from hf_curate.comparisons import baselines, confounds, overlap_confound, rollouts_account, verification
 from hf_curate.hub.evidence import claims
 from hf_curate.hub.lines import BATCH_ROWS, batches
@@ -21,7 +21,7 @@ from hf_curate.hub.manifest import SCHEMA, SOURCE_ROW, digest_indices, digest_ro
 from hf_curate.measures import rewards_column
 from hf_curate.nested import nested_account
 from hf_curate.profiles import length_account, pass_rate_account, steps_account
-from hf_curate.scored import column_of, groups_of, is_text, prefix_of, type_name
+from hf_curate.scored import column_of, is_text, prefix_of, type_name
 from hf_curate.sources import source_record
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class Choice:
     """What was asked of `select`, and what it looked at.
 
     scores: [n] float64, NaN where there is none; measures: tokens, loss and steps of the rows and what their rollouts
-    are like, where known (`scored.measures_of`); kept: [m] ascending rows; asked: None for a threshold.
+    are like, where known (`scored.measures_of`); kept: [m] ascending rows; asked: None for a threshold; groups: [n]
+    numbers of the strata of the column `group`.
     """
 
     dataset: Dataset
@@ -56,6 +57,7 @@ class Choice:
     min_score: float | None
     group: str | None
     seed: int
+    groups: np.ndarray | None = None
 
 
 def account(
@@ -70,11 +72,12 @@ def account(
     sources = [name for name in choice.dataset.column_names if name not in added]
     where = source_record(source, choice.dataset, getattr(scorer, "fingerprint", None))
     overlap = overlap_confound(choice.dataset, choice.scores, scorer)
+    best = preference(choice.scores)
     looks = _at_once(
         {
             "digests": lambda: {"source_row": digest_indices(choice.kept), "rows": digest_rows(subset, sources)},
             "rows": lambda: _rows(choice, record),
-            "nested": lambda: nested_account(choice),
+            "nested": lambda: nested_account(choice, best),
             "strata": lambda: _strata(choice),
             "scores": lambda: _summary(choice.scores, choice.kept),
             "steps": lambda: steps_account(choice),
@@ -82,7 +85,7 @@ def account(
             "pass_rate": lambda: pass_rate_account(choice),
             "rollouts": lambda: rollouts_account(choice, record),
             "verification": lambda: verification(choice, subset, record),
-            "confounds": lambda: confounds(choice, overlap),
+            "confounds": lambda: confounds(choice, best, overlap),
             "baselines": lambda: baselines(choice),
         }
     )
@@ -133,13 +136,13 @@ def _rows(choice: Choice, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _strata(choice: Choice) -> dict[str, Any] | None:
     """How many groups of the column `group` there are, and out of how many of them rows were kept."""
-    if choice.group is None:
+    if choice.groups is None:
         return None
-    groups = groups_of(choice.dataset, choice.group)
+    kept = np.bincount(choice.groups[choice.kept])
     return {
         "column": choice.group,
-        "groups": len(np.unique(groups)),
-        "kept": len(np.unique(groups[choice.kept])),
+        "groups": int(choice.groups.max()) + 1,  # they are numbered in order of appearance
+        "kept": int((kept > 0).sum()),
     }
 
 

@@ -103,6 +103,7 @@ def preference(
     seed: int = 0,
     most: int | None = None,
     ordered: bool = True,
+    best: np.ndarray | None = None,
 ) -> np.ndarray:
     """All rows with a finite score, best first.
 
@@ -114,6 +115,7 @@ def preference(
         groups: [n] hashable group keys, for "stratified".
         most, ordered: only so many from the front of the order are needed, and those in any order unless `ordered`;
             both save time.
+        best: [m] the rows with a finite score from the highest on, ties in row order, where they are known.
 
     Returns:
         [m] int64 indices, or the first `most` of them; ties in row order.
@@ -123,10 +125,10 @@ def preference(
     if strategy == "random":
         return valid[np.random.default_rng(seed).permutation(len(valid))[:most]]
     if strategy != "stratified":
-        return valid[_highest(scores[valid], most, ordered)]
+        return valid[_highest(scores[valid], most, ordered)] if best is None else best[:most]
     if groups is None:
         raise BudgetError("strategy='stratified' needs group=COLUMN: the column whose shares are kept.")
-    best = valid[_highest(scores[valid])]
+    best = valid[_highest(scores[valid])] if best is None else best
     codes = _codes(groups)[best]
     sizes = np.bincount(codes)
     small = codes.astype(np.uint16) if len(sizes) <= 2**16 else codes  # 16 bits are sorted without comparisons

@@ -118,15 +118,18 @@ def silent_rows(dataset: Dataset, column: str, record: Mapping[str, Any]) -> int
     return int((silent(scores, measures, record) & np.isfinite(scores)).sum()) if "rollouts" in measures else 0
 
 
-def confounds(choice: Choice, overlap: float | None) -> dict[str, float | None]:
+def confounds(choice: Choice, best: np.ndarray, overlap: float | None) -> dict[str, float | None]:
     """Spearman of the score with what it should not merely be: of traces steps, tokens, loss, overlap of steps and
-    answer (`overlap_confound`); of rollouts success rate, learnability, length."""
+    answer (`overlap_confound`); of rollouts success rate, learnability, length.
+
+    best: all rows with a score, from the highest on.
+    """
     measures = choice.measures
     names = ["steps", "tokens", "loss"]
     rollouts = "rollouts" in measures
     if rollouts:
         names = [name for name in names if name in measures] + ["success_rate", "learnability", "length"]
-    ranked = spearmans(choice.scores, {name: measures[name] for name in names if name in measures})
+    ranked = spearmans(choice.scores, {name: measures[name] for name in names if name in measures}, best)
     found = {name: ranked.get(name) for name in names}
     return found if rollouts and overlap is None else {**found, "overlap": overlap}
 

@@ -110,7 +110,7 @@ def by_position(
         return None
     rows = len(dataset.data.column(name))
     view = np.arange(rows) if dataset._indices is None else np.asarray(dataset._indices.column(0))
-    times = {part: np.bincount(view[mask], minlength=rows) for part, mask in parts.items()}
+    times = {part: np.bincount(view[mask], minlength=rows).astype(np.float64) for part, mask in parts.items()}
     found = {part: (np.zeros(positions), np.zeros(positions, dtype=np.int64)) for part in parts}
     begin = 0
     for lists in _chunks(dataset, name):
@@ -134,7 +134,8 @@ def _positions(count: np.ndarray, positions: int) -> np.ndarray:
 
     count: [rows] items of each list.
     """
-    lengths, which = np.unique(count, return_inverse=True)
+    there = np.bincount(count) > 0
+    lengths, which = np.flatnonzero(there), (np.cumsum(there) - 1)[count]
     first = np.cumsum(lengths) - lengths
     place = np.arange(lengths.sum()) - np.repeat(first, lengths)
     parts = (positions * (2 * place + 1)) // np.repeat(2 * lengths, lengths)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_curate.budgets import parse_budget, preference
-from hf_curate.measures import rank_by
-from hf_curate.scored import groups_of
+from hf_curate.measures import baseline, rank_by
 
 if TYPE_CHECKING:
     from hf_curate.account import Choice
@@ -22,14 +21,15 @@ POINTS = 20
 """Points of the curve, at equal distances in rows."""
 
 
-def nested_account(choice: Choice) -> dict[str, Any] | None:
+def nested_account(choice: Choice, best: np.ndarray) -> dict[str, Any] | None:
     """The budgets of `BUDGETS` under the same strategy, and the score mass along the whole order; None where no row
     could be kept.
 
+    best: all rows with a score, from the highest on.
     Of each budget: rows; threshold (the lowest score in it, where scores rank); added: rows that the next smaller one
     lacks; shared: rows that are kept here too; score_mass.
     """
-    order = _order(choice)
+    order = _order(choice, best)
     if not len(order):
         return None
     kept = np.zeros(len(choice.scores), dtype=bool)
@@ -59,13 +59,14 @@ def nested_account(choice: Choice) -> dict[str, Any] | None:
     }
 
 
-def _order(choice: Choice) -> np.ndarray:
+def _order(choice: Choice, best: np.ndarray) -> np.ndarray:
     """The rows that could be kept, best first; ties in row order."""
-    least = choice.min_score
-    eligible = choice.scores if least is None else np.where(choice.scores >= least, choice.scores, np.nan)
+    least, eligible = choice.min_score, choice.scores
+    if least is not None:
+        eligible, best = np.where(eligible >= least, eligible, np.nan), best[eligible[best] >= least]
     ranked = rank_by(choice.strategy, eligible, choice.measures)
-    groups = None if choice.group is None else groups_of(choice.dataset, choice.group)
-    return preference(ranked, strategy=choice.strategy, groups=groups, seed=choice.seed)
+    by_score = best if baseline(choice.strategy, choice.measures) is None else None
+    return preference(ranked, strategy=choice.strategy, groups=choice.groups, seed=choice.seed, best=by_score)
 
 
 def _mass(scores: np.ndarray, ordered: np.ndarray) -> np.ndarray | None:

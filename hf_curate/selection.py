@@ -215,7 +215,7 @@ def select(
     if not len(kept):
         raise BudgetError(_nothing(len(dataset), scores, min_score))
     subset = _subset(dataset, kept)
-    choice = Choice(dataset, column, scores, measures, kept, asked, strategy, min_score, group, seed)
+    choice = Choice(dataset, column, scores, measures, kept, asked, strategy, min_score, group, seed, groups)
     manifest = account(choice, subset, scorer, record, added, source)
     return Selection(subset, kept.astype(np.int64), manifest)
 

@@ -59,11 +59,17 @@ def ranks(values: np.ndarray) -> np.ndarray:
         counts = np.bincount(small)
         return (np.cumsum(counts) - (counts + 1) / 2.0)[small]
     packed = _packed(values)
-    places = np.argsort(values, kind="stable") if packed is None else packed[0]
-    ordered = values[places] if packed is None else packed[1]
+    if packed is not None:
+        return _ranked(*packed)
+    places = np.argsort(values, kind="stable")
+    return _ranked(places, values[places])
+
+
+def _ranked(places: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Average ranks. places: [n] from one end to the other; ordered: [n] what is there, equal where the values are."""
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    stops = np.r_[starts[1:], len(values)]
-    result = np.empty(len(values))
+    stops = np.r_[starts[1:], len(ordered)]
+    result = np.empty(len(ordered))
     result[places] = np.repeat((starts + stops - 1) / 2.0, stops - starts)
     return result
 
@@ -73,11 +79,16 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
     return spearmans(x, {"y": y})["y"]
 
 
-def spearmans(x: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """`spearman` of x with each of the others; x is ranked once for all that are finite wherever it is."""
+def spearmans(
+    x: np.ndarray, others: Mapping[str, np.ndarray], best: np.ndarray | None = None
+) -> dict[str, float | None]:
+    """`spearman` of x with each of the others; x is ranked once for all that are finite wherever it is.
+
+    best: the places of all finite x from the highest to the lowest, where they are known.
+    """
     x = np.asarray(x, dtype=np.float64)
     known = np.isfinite(x)
-    whole, found = None, {}
+    whole, found = None if best is None else _from_best(x, best)[known], {}
     for name, other in others.items():
         y = np.asarray(other, dtype=np.float64)
         both = known & np.isfinite(y)
@@ -89,6 +100,13 @@ def spearmans(x: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, floa
         else:
             a = ranks(x[both])
         found[name] = _pearson(a, ranks(y[both]))
+    return found
+
+
+def _from_best(x: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """[n] average ranks from 0 of what is in `best`."""
+    found = np.empty(len(x))
+    found[best] = len(best) - 1 - _ranked(np.arange(len(best)), x[best])
     return found
 
 
