@@ -46,13 +46,15 @@ class GraceScorer(ModelScorer):
             then `conversations`, then `prompt` + `completion`, then the usual aliases (question, solution, ...).
         split_steps (`str`, `re.Pattern` or callable, *optional*, defaults to `"auto"`): "numbered", "gsm8k", "think",
             "blank_lines", "lines", "sentences", a regex of the separators, or a function of the completion.
-        alpha (`float`, *optional*, defaults to 0.7): weight of the answer's alignment, in [0, 1].
+        alpha (`float`, *optional*, defaults to 0.7): weight of the answer's alignment, in [0, 1]; the rest is the
+            history's. The paper's default: leaving out either term made no difference that was shown, see there.
         history (*optional*, defaults to `"uniform"`): `"uniform"`, `("window", W)` or `("ema", beta)`.
         target (`str`, *optional*, defaults to `"answer"`): `"answer"`, `"steps+answer"` or `"suffix"`.
         proxy (`str`, *optional*, defaults to `"representation"`): whose gradients. `"representation"`: the LM head's
             input (the paper's; one forward pass). `"outer"`: a linear map before the LM head. `"last"`: the last
             block's MLP and attention output (one short backward). `"exact"`: all linear layers, one backward per
-            step; slow.
+            step; slow. The default is the paper's and the cheapest: no proxy was shown to choose better rows to
+            train on than another (examples/evidence/RESULTS.md).
         dtype (`str` or `torch.dtype`, *optional*): defaults to the checkpoint's own.
         device (`str`, *optional*): defaults to CUDA, else MPS, else CPU. `map(with_rank=True)` spreads ranks over
             devices.
@@ -184,7 +186,8 @@ class GraceScorer(ModelScorer):
         self._warned = True
         warnings.warn(
             "GRACE's authors score with a model that was warmed up on 5 % of the pool; this one has had no "
-            "warm-up, and its records will say so. See GraceScorer.warmed_up.",
+            "warm-up, and its records will say so. See GraceScorer.warmed_up. In this project's own small "
+            "experiments it made no difference that could be shown.",
             UserWarning,
             stacklevel=6,
         )
