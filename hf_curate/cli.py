@@ -105,9 +105,11 @@ def _own(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argp
 def _unknown(given: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
     """Ends with an error over arguments that the command does not have, and names the nearest option."""
     options = [option for action in parser._actions for option in action.option_strings]
-    typed = next((text.partition("=")[0] for text in given if text.startswith("-")), "")
-    near = get_close_matches(typed, options, n=1)
-    parser.error(f"unrecognized arguments: {shlex.join(given)}" + (f"; did you mean {near[0]}?" if near else ""))
+    names = {option.lstrip("-"): option for option in options}
+    typed = [text.partition("=")[0].lstrip("-") for text in given if text.startswith("-")]
+    near = [names[name] for text in typed for name in get_close_matches(text, names, n=1)]
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    parser.error(f"unrecognized arguments: {shlex.join(given)}{hint}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -382,7 +384,8 @@ def _select(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         source=arguments.source or run.source,
     )
-    replaced = (Path(arguments.out).expanduser() / arguments.config / f"{arguments.split}.manifest.json").exists()
+    there = Path(arguments.out).expanduser() / arguments.config / f"{arguments.split}.manifest.json"
+    replaced = os.path.exists(there)  # False too for what can be no path
     picked.save(arguments.out, arguments.config, split=arguments.split)
     if arguments.strategy in RANKED and isinstance(run.record().get("verifier"), dict):
         print("these are rollouts, ranked by learnability: p (1 - p), p the share that is right; no gradient is in it")

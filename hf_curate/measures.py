@@ -215,17 +215,20 @@ def _chunks(dataset: Dataset, name: str) -> Iterator[Any]:
     """The column in pieces of `CHUNK_ROWS`: chunks of a table that are smaller are put together, larger ones cut."""
     import pyarrow as pa
 
+    def joined(pieces: list[Any]) -> Any:
+        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)  # which copies one too
+
     waiting, rows, size = [], 0, 0
     for chunk in dataset.data.column(name).chunks:
         for start in range(0, len(chunk), CHUNK_ROWS):
             piece = chunk.slice(start, CHUNK_ROWS)
             if waiting and (rows + len(piece) > CHUNK_ROWS or size + piece.nbytes > CHUNK_BYTES):
-                yield pa.concat_arrays(waiting)
+                yield joined(waiting)
                 waiting, rows, size = [], 0, 0
             waiting.append(piece)
             rows, size = rows + len(piece), size + piece.nbytes
     if waiting:
-        yield pa.concat_arrays(waiting)
+        yield joined(waiting)
 
 
 def _of_rewards(lists: Any, above: float) -> tuple[np.ndarray, ...]:

@@ -51,8 +51,9 @@ def carry_out(recipe: Recipe, dry_run: bool = False) -> int:
                 return 0 if dry_run else FAILED
             continue
         to_do.add(number - 1)
-        if dry_run and stage.command in RUNS and not new:
-            _check_out(stage)
+        if dry_run and stage.command in RUNS and not new and not stage.arguments.overwrite:
+            with no_bars():
+                _check_same(stage)
         print(f"{title}: would run" if dry_run else title, flush=True)
         if not dry_run and (code := stage.arguments.run(stage.arguments)):
             return code
@@ -77,7 +78,10 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def _check(stages: Sequence[Stage]) -> None:
-    """What can be refused before hours of sampling is refused before them: options, and sources that are not there."""
+    """What can be refused before hours of sampling is refused before them: options, sources that are not there, and
+    folders for runs that hold something else."""
+    from hf_curate.runs.folder import check_place
+
     runs: list[Stage] = []
     for stage in stages:
         given = stage.arguments
@@ -85,6 +89,7 @@ def _check(stages: Sequence[Stage]) -> None:
             for source in (given.source, getattr(given, "validation", None)):
                 if source is not None and not any(_inside(source, before.arguments.out) for before in runs):
                     check_rows(source)
+            check_place(Path(given.out).expanduser())
             runs.append(stage)
         if stage.command == "score":
             options_of(given)
@@ -137,8 +142,8 @@ def _run_there(stage: Stage) -> str | None:
     return f"{record['scorer']['name']}, {record['rows']:,} rows, identity {found[0][:12]}"
 
 
-def _check_out(stage: Stage) -> None:
-    """Raises where the stage would: its folder holds something else, or a run of other settings or rows."""
+def _check_same(stage: Stage) -> None:
+    """Raises where the stage would: its folder holds a run of other settings or rows. A stream is not read for it."""
     from hf_curate.runs.calling import call_if_there, features_of
     from hf_curate.runs.folder import check_folder, check_place
     from hf_curate.sources import public_name

@@ -617,7 +617,10 @@ def test_every_option_of_the_command_line_is_explained() -> None:
 @pytest.mark.parametrize(
     ("typed", "near"),
     [
-        (["select", "runs/x", "--out", "c", "--config", "a", "--budgt", "5%"], "; did you mean --budget?"),
+        (
+            ["select", "runs/x", "--out", "c", "--config", "a", "--budgt", "5%", "--sedd=1"],
+            "; did you mean --budget, --seed?",
+        ),
         (["demo", "-x"], ""),
     ],
 )
@@ -629,7 +632,7 @@ def test_an_option_that_is_none_is_told_the_nearest(
     assert ended.value.code == 2
     *usage, told = capsys.readouterr().err.splitlines()
     assert usage[0].startswith(f"usage: hf-curate {typed[0]} ")
-    wrong = typed[-1:] if typed[0] == "demo" else typed[-2:]
+    wrong = typed[-1:] if typed[0] == "demo" else typed[-3:]
     assert told == f"hf-curate {typed[0]}: error: unrecognized arguments: {' '.join(wrong)}{near}"
 
 

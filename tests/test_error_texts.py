@@ -325,6 +325,7 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "load: files are gone": lambda folder: load_curated(without_files(saved(folder)), "grace", split="dev"),
     "report: rows": lambda folder: write_report(saved(folder), "grace", rows=0),
     "report: no such folder": lambda folder: write_report(folder / "repo"),
+    "load: no repo": lambda _: load_curated("no-such-org/none", "grace"),
     "report: which config of a repo": lambda _: write_report("me/repo"),
     "report: a budget of a config": lambda folder: write_report(saved(folder), "grace", budget="10%"),
     "report: the file cannot be written": lambda folder: write_report(

@@ -493,7 +493,7 @@ def test_a_live_digest_with_adapters_is_the_same_in_every_process(tmp_path: Path
     pytest.importorskip("peft")
     code = "import test_models as m; print(m.weights_digest(m.adapted(target_modules=set(m.NAMES))))"
     found = set()
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
         found.add(done.stdout.splitlines()[-1])

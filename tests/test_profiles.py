@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from datasets import Dataset
 from golden_selections import OfRollouts, problems, traces
 from pools import Scorer, plain, pool
 
-from hf_curate import profiles, select
-from hf_curate.stats import spearman
+from hf_curate import measures, profiles, select
+from hf_curate.budgets import preference
+from hf_curate.stats import spearman, spearmans
 
 
 @pytest.mark.parametrize("view", [False, True], ids=["whole", "shuffled"])
@@ -29,6 +32,62 @@ def test_the_mean_of_steps_by_place_is_that_of_a_loop(view: bool) -> None:
         assert found["steps"] == [len(scores) for scores in places]
         for mean, scores in zip(found["mean"], places, strict=True):
             assert mean == (pytest.approx(np.mean(scores), abs=1e-6) if scores else None)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_items_of_lists_are_summed_by_place_however_the_table_is_cut(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of a table that are put together or cut, null lists, items that are null or not finite, repeated rows."""
+    rng = np.random.default_rng(seed)
+    rows = 157
+    lists = [None if rng.random() < 0.1 else rng.normal(size=rng.integers(0, 9)).tolist() for _ in range(rows)]
+    for items in lists:
+        for place in range(len(items or [])):
+            if items and rng.random() < 0.1:
+                items[place] = [None, math.inf, -math.inf, math.nan][rng.integers(4)]
+    cuts = np.sort(rng.integers(0, rows + 1, rng.integers(1, 30)))
+    pieces = [lists[a:b] for a, b in zip([0, *cuts], [*cuts, rows], strict=True)]
+    column = pa.chunked_array([pa.array(piece, pa.list_(pa.float32())) for piece in pieces])
+    data = Dataset(pa.table({"scores": column}))
+    view = np.arange(rows) if seed % 2 else rng.integers(0, rows, 200)
+    data = data if seed % 2 else data.select(view)
+    monkeypatch.setattr(measures, "CHUNK_ROWS", int(rng.integers(1, 60)))
+    monkeypatch.setattr(measures, "CHUNK_BYTES", int(rng.integers(1, 2000)))
+    parts = {"kept": rng.random(len(view)) < 0.4, "dropped": rng.random(len(view)) < 0.4}
+    found = measures.by_position(data, "scores", parts, 4)
+    assert found is not None
+    for part, (sums, counts) in found.items():
+        wanted: list[list[float]] = [[] for _ in range(4)]
+        for row in view[parts[part]]:
+            for place, score in enumerate(lists[row] or []):
+                if score is not None and math.isfinite(score):
+                    wanted[math.floor(4 * (place + 0.5) / len(lists[row] or []))].append(np.float32(score))
+        assert counts.tolist() == [len(scores) for scores in wanted]
+        np.testing.assert_allclose(sums, [np.sum(scores, dtype=np.float64) for scores in wanted], rtol=1e-12)
+
+
+def test_a_piece_of_a_large_chunk_is_not_copied() -> None:
+    column = pa.chunked_array([pa.array([[1.0, 2.0]] * 25_000)])
+    pieces = list(measures._chunks(Dataset(pa.table({"scores": column})), "scores"))
+    assert [len(piece) for piece in pieces] == [10_000, 10_000, 5_000]
+    addresses = {piece.values.buffers()[1].address for piece in pieces}
+    assert addresses == {column.chunk(0).values.buffers()[1].address}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_correlations_and_orders_from_rows_that_are_sorted_already_are_those_from_scratch(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-5, 5, 60) / (3.0 if seed % 2 else 1.0)
+    scores[rng.random(60) < 0.2] = np.nan
+    others = {"whole": rng.normal(size=60), "ties": rng.integers(0, 4, 60).astype(float), "some": rng.normal(size=60)}
+    others["some"][rng.random(60) < 0.3] = np.nan
+    best = preference(scores)
+    assert spearmans(scores, others, best) == pytest.approx(spearmans(scores, others), abs=1e-14)
+    groups = rng.integers(0, 4, 60)
+    for options in ({}, {"strategy": "stratified", "groups": groups}, {"most": 7}):
+        wanted = preference(scores, **options)
+        assert preference(scores, **options, best=best).tolist() == wanted.tolist()
 
 
 def test_rows_fall_into_groups_of_length_and_are_counted_once() -> None:

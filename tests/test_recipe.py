@@ -145,6 +145,17 @@ def titles_of(stages: int) -> list[str]:
     return [f"[{number}/{stages}] {name}" for number, name in enumerate(names, 1)]
 
 
+def test_a_folder_that_holds_something_else_is_refused_before_the_first_stage(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "runs" / "random").mkdir(parents=True)
+    (place / "runs" / "random" / "notes.txt").write_text("mine")
+    told = refuses(capsys, RECIPE)
+    assert "the folder 'random' holds other files" in told
+    assert cli.main(["run", "recipe.yaml", "--dry-run"]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     says(capsys, RECIPE)
     assert cli.main(["run", write(RECIPE.replace("seed: 3", "seed: 4")), "--dry-run"]) == 2

@@ -90,9 +90,9 @@ class Lab:
 
     def run(self, cells: Sequence[Cell] | None = None) -> int:
         """Does what is missing, and returns how many cells that were."""
-        wanted = self.study.cells() if cells is None else cells
-        self._prepare(wanted)
-        return work(wanted, self.folder / "cells", self.do)
+        wanted, folder = self.study.cells() if cells is None else cells, self.folder / "cells"
+        self._prepare([cell for cell in wanted if not (folder / f"{cell.name}.json").exists()])
+        return work(wanted, folder, self.do)
 
     def _prepare(self, cells: Sequence[Cell]) -> None:
         """Bases and scores before the cells that need them: processes that began with cells would wait for each

@@ -104,9 +104,8 @@ def _snapshot(repo_id: str, config_name: str, revision: str | None, token: str |
 def check_repo_id(repo_id: str) -> None:
     """Raises for the name of a folder that is not there, and of no repo: nothing is asked of the Hub."""
     if not HUB_ID.fullmatch(repo_id) or "/" not in repo_id:
-        raise ManifestError(
-            f"{Path(repo_id).name[:80]!r} is neither a folder that exists nor a repo id ('owner/name')."
-        )
+        shown = Path(repo_id).name if repo_id.startswith(("/", "~")) else repo_id
+        raise ManifestError(f"{shown[:80]!r} is neither a folder that exists nor a repo id ('owner/name').")
 
 
 def curated_configs(root: Path) -> dict[str, list[str]]:

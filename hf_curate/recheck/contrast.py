@@ -29,8 +29,8 @@ class Difference:
     """Two configs compared.
 
     rows: of each; shared: rows in both, None where their numbers count rows of different sources; scores: Spearman of
-    the two scores over the shared rows, None without 3 of them; same_scores: whether all of these are equal; settings:
-    name -> (value of A, value of B), where these differ.
+    the two scores over the shared rows, None without 3 of them; same_scores: whether all of these are equal, None
+    likewise; settings: name -> (value of A, value of B), where these differ.
     """
 
     names: tuple[str, str]
@@ -38,7 +38,7 @@ class Difference:
     shared: int | None
     scores: float | None
     settings: dict[str, tuple[Any, Any]]
-    same_scores: bool = False
+    same_scores: bool | None = None
 
     @property
     def jaccard(self) -> float | None:
@@ -59,9 +59,9 @@ class Difference:
         return visible("\n".join(lines), keep="\n")
 
     def _of_scores(self) -> str:
-        if self.scores is None:
-            return "not measured"
-        return "the same, row by row" if self.same_scores else f"Spearman {self.scores:.3f} over the shared rows"
+        if self.same_scores:
+            return "the same, row by row"
+        return "not measured" if self.scores is None else f"Spearman {self.scores:.3f} over the shared rows"
 
     def record(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -83,12 +83,13 @@ def diff_curated(one: str | Path | Selection, other: str | Path | Selection) -> 
     first, second = (_loaded(place) for place in (one, other))
     manifests = (first.manifest, second.manifest)
     names = tuple(_name(place, picked) for place, picked in ((one, first), (other, second)))
-    shared, scores, same = None, None, False
+    shared, scores, same = None, None, None
     if same_rows(*manifests):
         rows, mine, theirs = np.intersect1d(first.indices, second.indices, return_indices=True)
         shared = len(rows)
-        ours, others = _scores(first)[mine], _scores(second)[theirs]
-        scores, same = (spearman(ours, others), np.array_equal(ours, others)) if shared >= LEAST else (None, False)
+        if shared >= LEAST:
+            ours, others = _scores(first)[mine], _scores(second)[theirs]
+            scores, same = spearman(ours, others), bool(np.array_equal(ours, others))
     sizes = (len(first), len(second))
     return Difference(names, sizes, shared, scores, _settings(*manifests), same)  # type: ignore[arg-type]
 

@@ -47,7 +47,8 @@ class GraceScorer(ModelScorer):
         split_steps (`str`, `re.Pattern` or callable, *optional*, defaults to `"auto"`): "numbered", "gsm8k", "think",
             "blank_lines", "lines", "sentences", a regex of the separators, or a function of the completion.
         alpha (`float`, *optional*, defaults to 0.7): weight of the answer's alignment, in [0, 1]; the rest is the
-            history's. The paper's default: leaving out either term made no difference that was shown, see there.
+            history's. The paper's default; leaving out either term made no difference that was shown
+            (examples/evidence/RESULTS.md).
         history (*optional*, defaults to `"uniform"`): `"uniform"`, `("window", W)` or `("ema", beta)`.
         target (`str`, *optional*, defaults to `"answer"`): `"answer"`, `"steps+answer"` or `"suffix"`.
         proxy (`str`, *optional*, defaults to `"representation"`): whose gradients. `"representation"`: the LM head's

@@ -213,8 +213,9 @@ class LossScorer(TextScorer):
         model (`str`, `Path` or `PreTrainedModel`): Hub id ("org/name" or "org/name@revision"), folder (also a PEFT
             adapter folder), or a live causal LM together with `tokenizer`.
         prefer (`str`, *optional*, defaults to `"lowest"`): "lowest" or "highest" loss first. Neither is a quality: in
-            this project's experiments the highest kept hopeless and damaged rows (below random in 5 of 8 conditions),
-            the lowest what was mastered already (examples/evidence/RESULTS.md).
+            this project's experiments (examples/evidence/RESULTS.md) the highest kept hopeless or wrong rows (below
+            random in 5 of the 8 conditions with room, above in 1), the lowest mostly mastered ones (above in 5,
+            below in 1).
         dtype, device, model_kwargs: as for `GraceScorer`.
         batch_tokens (`int`, *optional*): padded tokens per forward; changes speed and memory, not scores. Fewer after
             they did not fit. Defaults to 8,192 on the CPU and 32,768 elsewhere.

@@ -205,10 +205,17 @@ def test_a_random_choice_over_scores_is_scored_again_too(tmp_path: Path) -> None
     assert states(found)["selector"] == states(found)["scores"] == VERIFIED
 
 
-def test_policy_gradients_are_checked_with_the_direction_that_they_were_compared_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["GradAlign", "LearnAlign"])
+def test_policy_gradients_are_checked_with_the_direction_that_they_were_compared_with(
+    kind: str, tmp_path: Path
+) -> None:
     folder = rollouts.saved_policy(tmp_path / "policy")
-    scorer = hf_curate.GradAlignScorer(folder, validation=rollouts.trusted(), dtype="float32")
-    scorer.fit(rollouts.trusted(), out=tmp_path / "direction.safetensors")
+    if kind == "GradAlign":
+        scorer = hf_curate.GradAlignScorer(folder, validation=rollouts.trusted(), dtype="float32")
+        scorer.fit(rollouts.trusted(), out=tmp_path / "direction.safetensors")
+    else:
+        scorer = hf_curate.LearnAlignScorer(folder, dtype="float32")
+        scorer.fit(rollouts.pool(), out=tmp_path / "direction.safetensors")
     scored = score(rollouts.pool(), scorer)
     select(scored, scorer, 4).save(tmp_path / "repo", "c")
     found = verify_curated(tmp_path / "repo", "c", model=folder)

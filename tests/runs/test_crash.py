@@ -80,7 +80,7 @@ print(json.dumps({{"same": same, "kept": kept, "scored": scored, "again": again}
 """
 
 WORKERS = f"""{COMMON}
-ROWS, SHARD, KILLS = 900, 3, 8
+ROWS, SHARD, KILLS = 750, 3, 6
 rows = texts(ROWS)
 
 def run(name, workers):
@@ -229,7 +229,7 @@ def test_a_run_of_workers_that_is_killed_at_random_moments_leaves_none_of_them_b
     assert found["same"]
     assert found["left"] == []
     assert found["kept"] == sorted(found["kept"])
-    assert sum(later > before for before, later in pairwise([0, *found["kept"]])) >= 4
+    assert sum(later > before for before, later in pairwise([0, *found["kept"]])) >= 3
 
 
 @pytest.mark.slow
