@@ -31,6 +31,7 @@ bench: $(STAMP)
 # Both go on where they were stopped; what they find is recorded by `python -m evidence record`, see examples/evidence.
 evidence-small: $(STAMP)
 	PYTHONPATH=examples $(BIN)/python -m evidence run small --folder runs/evidence-small --workers 2
+	PYTHONPATH=examples $(BIN)/python -m evidence run small --folder runs/evidence-small --workers 2 --further
 	PYTHONPATH=examples $(BIN)/python -m evidence record small --folder runs/evidence-small
 	PYTHONPATH=examples $(BIN)/python -m evidence page
 
