@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 import warnings
@@ -88,6 +89,33 @@ def by_workers(rows: int, counts: tuple[int, ...], rounds: int) -> dict[int, flo
     return {n: taken.median(str(n)) - taken.median(f"start of {n}") for n in counts}
 
 
+def apart(rows: int, counts: tuple[int, ...]) -> dict[int, float]:
+    """Seconds by the clock of so many processes of one thread that know nothing of each other and begin together, each
+    with its share of the rows in its own memory: what this machine gives to workers at most."""
+    context, found = multiprocessing.get_context("spawn"), {}
+    for count in counts:
+        together, seconds = context.Barrier(count), context.Queue()
+        running = [context.Process(target=_alone, args=(rows // count, together, seconds)) for _ in range(count)]
+        for process in running:
+            process.start()
+        found[count] = max(seconds.get() for _ in running)
+        for process in running:
+            process.join()
+    return found
+
+
+def _alone(rows: int, together: Any, seconds: Any) -> None:
+    datasets.disable_progress_bars()
+    warnings.simplefilter("ignore", UserWarning)
+    torch.set_num_threads(1)
+    run = whole_run(GraceScorer(MODEL, dtype="float32", device="cpu"), rows, threads=1)
+    whole_run(GraceScorer(MODEL, dtype="float32", device="cpu"), 256, threads=1)()  # the libraries, once
+    together.wait()
+    start = time.perf_counter()
+    run()
+    seconds.put(time.perf_counter() - start)
+
+
 def exponent(seconds: dict[int, float]) -> float:
     """The slope of the logarithms; a time that hardly grows has one near 0."""
     return float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
@@ -117,11 +145,16 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--apart", action="store_true", help="only what processes without workers' machinery take")
     parser.add_argument("--plot", action="store_true", help="draw what was measured last, and measure nothing")
     asked = parser.parse_args()
     path = RESULTS / f"cost_curves_{hardware()}.json"
     if asked.plot:
         plot(json.loads(path.read_text("utf-8"))["curves"], PICTURE)
+        return
+    if asked.apart:
+        alone = apart(4000, (1, 2))
+        print(f"{alone[1]:.2f} s in one process, {alone[2]:.2f} s in two: {alone[2] / alone[1]:.2f}")
         return
     datasets.disable_progress_bars()
     warnings.simplefilter("ignore", UserWarning)  # no warm-up: it is of no matter for time

@@ -108,7 +108,6 @@ def _there(stage: Stage) -> str | None:
 
 
 def _run_there(stage: Stage) -> str | None:
-    from hf_curate.runs.calling import call_if_there, features_of
     from hf_curate.runs.digest import table_digest
     from hf_curate.runs.folder import ROWS_DIGEST, Begun, RunFolder
     from hf_curate.runs.stored import RECORD_FILE, load_record
@@ -127,14 +126,8 @@ def _run_there(stage: Stage) -> str | None:
         if not given.streaming:
             raise
         return None
-    scorer = _scorer(stage, rows)
-    features_of(rows.dataset, scorer)
-    call_if_there(scorer, "expect", rows.dataset)
-    begun = Begun.read(folder)
-    asked = {name: getattr(given, name) for name in ("shard_rows", "threads")}
-    other_shards = begun is not None and any(
-        size not in (None, getattr(begun.plan, name)) for name, size in asked.items()
-    )
+    scorer, begun = _scorer(stage, rows), Begun.read(folder)
+    other_shards = begun is not None and any(size != getattr(begun.plan, name) for name, size in _sizes(given).items())
     found = (record["scorer"]["identity"], record.get(ROWS_DIGEST), record["source"])
     asked = (scorer.identity, table_digest(rows.dataset), public_name(rows.source))
     if found != asked or other_shards or not RunFolder(folder).is_whole():
@@ -144,7 +137,6 @@ def _run_there(stage: Stage) -> str | None:
 
 def _check_same(stage: Stage) -> None:
     """Raises where the stage would: its folder holds a run of other settings or rows. A stream is not read for it."""
-    from hf_curate.runs.calling import call_if_there, features_of
     from hf_curate.runs.folder import check_folder, check_place
     from hf_curate.sources import public_name
 
@@ -154,17 +146,24 @@ def _check_same(stage: Stage) -> None:
         return
     rows = load_rows(given.source)
     scorer = _scorer(stage, rows)
-    features_of(rows.dataset, scorer)
-    call_if_there(scorer, "expect", rows.dataset)
+    check_folder(folder, scorer, rows.dataset, given.overwrite, _sizes(given), public_name(rows.source))
+
+
+def _sizes(given: argparse.Namespace) -> dict[str, int]:
+    """What was asked of the plan."""
     asked = {name: getattr(given, name) for name in ("shard_rows", "threads")}
-    sizes = {name: size for name, size in asked.items() if size is not None}
-    check_folder(folder, scorer, rows.dataset, given.overwrite, sizes, public_name(rows.source))
+    return {name: size for name, size in asked.items() if size is not None}
 
 
 def _scorer(stage: Stage, rows: Rows) -> Any:
-    if stage.command == "rollouts":
-        return command.rollouts_of(stage.arguments)
-    return scorer_of(stage.arguments)[0]
+    """The scorer of the stage, told of the rows."""
+    from hf_curate.runs.calling import call_if_there, features_of
+
+    rollouts = stage.command == "rollouts"
+    scorer = command.rollouts_of(stage.arguments) if rollouts else scorer_of(stage.arguments)[0]
+    features_of(rows.dataset, scorer)
+    call_if_there(scorer, "expect", rows.dataset)
+    return scorer
 
 
 def _failed(stage: Stage) -> int:
