@@ -22,7 +22,7 @@ from hf_curate.batches import Rollout
 from hf_curate.errors import RowError
 from hf_curate.gradients.layout import one_prompt
 from hf_curate.gradients.policy import Take, policy_gradient
-from hf_curate.gradients.shared import share_no_more, shares_prompts
+from hf_curate.gradients.shared import RAISED, share_no_more, shares_prompts
 from hf_curate.gradients.tangents import NotSeparableError, Tangents
 from hf_curate.memory import is_out_of_memory
 
@@ -359,16 +359,7 @@ def _find_route(model: LanguageModel, parameters: Mapping[str, nn.Parameter], sh
         assert tangents is not None
         try:
             signals = policy_gradient(model, probe, [0.5, -0.25], parameters, None, tangents=tangents)
-        except (
-            NotSeparableError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            LookupError,
-            RowError,
-        ) as error:
-            # whatever a model's own modules raise when they are run by themselves with other tensors
+        except (NotSeparableError, *RAISED) as error:
             if is_out_of_memory(error):
                 raise
             logger.debug("rollouts %s: %s", how, error)

@@ -160,6 +160,8 @@ def _attend(
     return _ACTIVE[id(module.config)](module, query, key, value, **options)
 
 
+RAISED = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, RowError)
+"""Whatever a model's own modules raise that do not know positions, or are run by themselves with other tensors."""
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # type: ignore[type-arg]
 
 
@@ -279,8 +281,7 @@ def _compared(model: LanguageModel) -> bool:
             with torch.no_grad(), behind_one_prompt(model, layout) as attention:
                 found.append(model.states(**layout.inputs).flatten(0, 1)[layout.before.to(model.head.weight.device)])
             windows = 0 if attention is None else attention.windows
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, RowError) as error:
-        # whatever a model's own modules raise that do not know positions, or are given other shapes
+    except RAISED as error:
         if is_out_of_memory(error):
             raise
         logger.debug("a shared prompt: %s", error)

@@ -85,13 +85,13 @@ def diff_curated(one: str | Path | Selection, other: str | Path | Selection) -> 
     names = tuple(_name(place, picked) for place, picked in ((one, first), (other, second)))
     shared, scores, same = None, None, None
     if same_rows(*manifests):
-        rows, mine, theirs = np.intersect1d(first.indices, second.indices, return_indices=True)
-        shared = len(rows)
+        both, mine, theirs = np.intersect1d(first.indices, second.indices, return_indices=True)
+        shared = len(both)
         if shared >= LEAST:
             ours, others = _scores(first)[mine], _scores(second)[theirs]
             scores, same = spearman(ours, others), bool(np.array_equal(ours, others))
-    sizes = (len(first), len(second))
-    return Difference(names, sizes, shared, scores, _settings(*manifests), same)  # type: ignore[arg-type]
+    rows = (len(first), len(second))
+    return Difference(names, rows, shared, scores, _settings(*manifests), same)  # type: ignore[arg-type]
 
 
 def _loaded(place: str | Path | Selection) -> Selection:

@@ -14,7 +14,7 @@ from policy_reference import GROUPS
 from test_policy_products import check, expected, gradients, products, random_direction, subject, wide
 from tolerances import POLICY, SAME_RUN
 from torch import Tensor, nn
-from zoo import ZOO, build, ready
+from zoo import COMMON, ZOO, build, ready
 
 from hf_curate.batches import TALLY, Rollout
 from hf_curate.gradients import shared
@@ -202,18 +202,6 @@ def test_models_in_half_precision_share_a_prompt_too(name: str) -> None:
         assert shares_prompts(model)
 
 
-SMALL = {
-    "vocab_size": 61,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 WINDOWED_MOE = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -238,7 +226,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 def test_what_a_few_tokens_cannot_show_is_refused_by_the_config(what: str) -> None:
     name, options = REFUSED[what]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
+    config = getattr(transformers, f"{name}Config")(**{**COMMON, **options})
     live = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     model, words = ready(live), torch.randint(3, 61, (70,)).tolist()
     rollouts = [Rollout([*words[:20], *words[20 + 13 * k : 33 + 13 * k]], 20) for k in range(3)]

@@ -68,7 +68,7 @@ class Species:
     head_gain: float = 3.0
 
 
-_COMMON = {
+COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": 40,
@@ -80,15 +80,15 @@ _COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_HEADS = _COMMON | {"head_dim": 8}
-_PLAIN = {name: value for name, value in _COMMON.items() if name != "num_key_value_heads"}
+_HEADS = COMMON | {"head_dim": 8}
+_PLAIN = {name: value for name, value in COMMON.items() if name != "num_key_value_heads"}
 _LOOP = {"experts_implementation": "eager"}  # grouped products have no float64
 _GATED = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 ZOO: dict[str, Species] = {
     "qwen3": Species("Qwen3ForCausalLM", "Qwen3Config", _HEADS | {"tie_word_embeddings": True}, _GATED),
-    "llama": Species("LlamaForCausalLM", "LlamaConfig", _COMMON | {"tie_word_embeddings": False}, _GATED),
-    "qwen2": Species("Qwen2ForCausalLM", "Qwen2Config", _COMMON, _GATED),
+    "llama": Species("LlamaForCausalLM", "LlamaConfig", COMMON | {"tie_word_embeddings": False}, _GATED),
+    "qwen2": Species("Qwen2ForCausalLM", "Qwen2Config", COMMON, _GATED),
     "gemma2": Species(
         "Gemma2ForCausalLM",
         "Gemma2Config",
@@ -112,7 +112,7 @@ ZOO: dict[str, Species] = {
     "granite": Species(
         "GraniteForCausalLM",
         "GraniteConfig",
-        _COMMON
+        COMMON
         | {
             "logits_scaling": 4.0,
             "attention_multiplier": 0.3,
@@ -125,7 +125,7 @@ ZOO: dict[str, Species] = {
     "cohere": Species(
         "CohereForCausalLM",
         "CohereConfig",
-        _COMMON | {"logit_scale": 0.25, "use_qk_norm": True},
+        COMMON | {"logit_scale": 0.25, "use_qk_norm": True},
         _GATED,
         head_gain=10.0,
     ),
@@ -159,9 +159,9 @@ ZOO: dict[str, Species] = {
         ("attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
         block="gpt_neox.layers.1",
     ),
-    "olmo2": Species("Olmo2ForCausalLM", "Olmo2Config", _COMMON, _GATED),
+    "olmo2": Species("Olmo2ForCausalLM", "Olmo2Config", COMMON, _GATED),
     # clips queries, keys and values in place
-    "olmo": Species("OlmoForCausalLM", "OlmoConfig", _COMMON | {"clip_qkv": 2.0}, _GATED),
+    "olmo": Species("OlmoForCausalLM", "OlmoConfig", COMMON | {"clip_qkv": 2.0}, _GATED),
     "opt": Species(
         "OPTForCausalLM",
         "OPTConfig",
@@ -180,7 +180,7 @@ ZOO: dict[str, Species] = {
         block="transformer.h.1",
     ),
     "mixtral": Species(
-        "MixtralForCausalLM", "MixtralConfig", _COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2} | _LOOP, ()
+        "MixtralForCausalLM", "MixtralConfig", COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2} | _LOOP, ()
     ),
     "qwen3_moe": Species(
         "Qwen3MoeForCausalLM",
