@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from datasets import load_dataset
 
 import hf_curate.demo
@@ -31,7 +32,7 @@ COMMANDS = ("", "rollouts", "score", "select", "push", "run", "inspect", "report
 
 def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hf_curate.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return warm.run(command, timeout=120, **options)
 
 
 @pytest.fixture(scope="module")
@@ -652,7 +653,7 @@ def test_the_version_is_that_of_the_package() -> None:
 @pytest.mark.parametrize("rows", ["1", "40"])
 def test_a_reader_that_leaves_ends_it_quietly(place: Path, rows: str) -> None:
     command = [sys.executable, "-m", "hf_curate.cli", "inspect", str(place / "traces.jsonl"), "--rows", rows]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with warm.Popen(command, stdout=warm.PIPE, stderr=warm.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -697,7 +698,7 @@ def test_ctrl_c_while_scoring_leaves_a_folder_that_can_be_scored_into_again(plac
         str(tmp_path / "run"),
     ]
     code = STOPPED.replace("ARGUMENTS", repr(arguments))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = warm.run([sys.executable, "-c", code], timeout=120)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert "interrupted: what is finished is kept, and the same command goes on from there" in done.stderr

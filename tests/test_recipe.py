@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 import yaml
 from datasets import Dataset, load_dataset
 
@@ -361,7 +361,7 @@ def test_a_push_is_one_commit_and_is_skipped_when_the_repo_holds_it(place: Path)
         command = [sys.executable, "-m", "hf_curate.cli", "run", "recipe.yaml"]
         said = []
         for _ in range(2):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            done = warm.run(command, env=environment)
             assert done.returncode == 0, done.stderr
             said.append(done.stdout.splitlines())
         commits = [call for call in hub.log() if "/commit/" in call.path]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+import warm
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -89,13 +89,9 @@ def run_script(folder: Path, code: str, *arguments: Any, timeout: float = 100, *
     """Runs a Python script in a new process and returns what it printed last, as JSON. A hang fails the test."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(code), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+    command = [sys.executable, str(script), *map(str, arguments)]
+    done = warm.run(
+        command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment, timeout=timeout
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import warm
 from datasets import load_dataset
 
 import hf_curate.demo
@@ -26,7 +27,7 @@ ROWS = 160  # 20 % of 800
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "hf_curate.cli", "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    done = warm.run(command, timeout=300, cwd=folder)
     return done, folder / "hf-curate-demo"
 
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import warm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,7 +183,7 @@ def test_other_seeds_give_other_problems_and_other_processes_the_same() -> None:
     first, second = (tasks.problems("sort", 50, seed=seed, split="pool") for seed in (0, 1))
     assert not {row["prompt"] for row in first} & {row["prompt"] for row in second}
     code = "from hf_curate.demo import tasks; print(tasks.problems('sort', 50, seed=0, split='pool'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = warm.run([sys.executable, "-c", code], check=True)
     assert done.stdout == f"{first}\n"
 
 

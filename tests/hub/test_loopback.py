@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import warm
 from loopback import LoopbackHub
 
 from hf_curate.demo import MODEL
@@ -39,14 +40,8 @@ def play(
     """Run a function's source in a process that knows only this Hub; its result comes back as JSON."""
     source = f"from __future__ import annotations\nimport json, sys\n{inspect.getsource(script)}\n"
     code = f"{source}print('\\n' + json.dumps({script.__name__}(**json.loads(sys.argv[1]))))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, json.dumps(arguments)],
-        env=os.environ | hub.env(token, home),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    done = warm.run(command, env=os.environ | hub.env(token, home), timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

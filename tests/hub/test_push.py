@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -16,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm
 import yaml
 from clients import ROOT, Client, Failure, holding, load_checked, load_plain, make_repo, push_pool
 from loopback import LoopbackHub
@@ -153,20 +153,23 @@ def test_three_nested_budgets_land_in_one_commit(hub: LoopbackHub, alice: Client
         assert alice.run(load_plain, repo=repo, config=name) == pushed["kept"][name]
 
 
-def save_pool(folder: str, configs: dict[str, str], seed: int = 0) -> None:
+def save_pool(folder: str, configs: dict[str, str], seed: int = 0, draw: bool = False) -> None:
     from pools import Scorer, pool
 
     from hf_curate import select
+    from hf_curate.plots import draw as plots
 
+    stand_in, plots.plot = plots.plot, plots.real if draw else plots.plot  # type: ignore[attr-defined]
     for config, budget in configs.items():
         select(pool(seed=seed), Scorer(), budget).save(folder, config)
+    plots.plot = stand_in
 
 
 def test_what_is_pushed_is_byte_for_byte_what_save_writes_but_for_the_name_of_the_repo(
     hub: LoopbackHub, alice: Client, repo: str, tmp_path: Path
 ) -> None:
     configs = {"grace-10pct": "10%", "grace-20pct": "20%"}
-    alice.run(save_pool, folder=str(tmp_path / "out"), configs=configs)
+    alice.run(save_pool, folder=str(tmp_path / "out"), configs=configs, draw=True)
     alice.run(push_pool, repo=repo, config=list(configs), budget=list(configs.values()), draw=True)
     saved = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     local = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in saved}
@@ -873,14 +876,8 @@ def test_a_folder_that_does_not_hold_what_its_manifest_says_is_refused_before_an
 def test_as_a_program_it_ends_with_2_and_no_traceback_for_a_token_that_may_not_write(
     hub: LoopbackHub, homes: Path, repo: str, saved: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_curate.cli", "push", str(saved / "curated"), repo],
-        env=os.environ | hub.env("hf_alice_read", homes / "program"),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    command = [sys.executable, "-m", "hf_curate.cli", "push", str(saved / "curated"), repo]
+    done = warm.run(command, env=os.environ | hub.env("hf_alice_read", homes / "program"), cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith(f"hf-curate: error: {repo}: the Hub refused (403)")
     assert "Traceback" not in done.stderr

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import random
-import subprocess
+import socket
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ import pytest
 import rollouts
 import tiny
 import torch
+import warm
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -644,22 +646,26 @@ def test_time_between_trainings_is_not_of_training(tmp_path: Path) -> None:
 # -- two processes ----------------------------------------------------------------------------------------------------
 
 
+def as_torchrun_does(rank: int, of: int, port: int) -> dict[str, str]:
+    """The variables by which the processes of a training on one machine know of each other."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": of, "LOCAL_WORLD_SIZE": of, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What two processes under gloo say, each, and one process that does the same."""
     folder = tmp_path_factory.mktemp("two")
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(here / "two_processes.py"), str(folder)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, str(Path(__file__).parent / "two_processes.py"), str(folder)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [
+        warm.Popen(command, env={**os.environ, **as_torchrun_does(rank, 2, port)}, stderr=warm.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [one.communicate(timeout=300)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said[0][-3000:] + said[1][-3000:]
     alone = online.trained(folder / "alone", online.selector())
     told = {"used": alone.selector.used, "history": alone.selector.history, "losses": online.losses(alone)}
     return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)], told

@@ -1,4 +1,4 @@
-"""One of the processes of a training under torchrun: what it selected and trained on, as JSON in a folder."""
+"""One of the processes of a training of several: what it selected and trained on, as JSON in a folder."""
 
 from __future__ import annotations
 

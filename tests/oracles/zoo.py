@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from hf_curate.gradients.recompute import blocks_of
 from hf_curate.models import LanguageModel, prepared
@@ -39,6 +39,8 @@ class _KeepDouble(TorchFunctionMode):
     def around(forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def inside(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(mode, _KeepDouble) for mode in _get_current_function_mode_stack()):
+                return forward(*args, **kwargs)  # once is enough, and each costs time with every product
             with _KeepDouble():
                 return forward(*args, **kwargs)
 

@@ -6,13 +6,13 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from datasets import Dataset, load_dataset
 from openai_loopback import OpenAILoopback
 from problems import answers, problem_rows
@@ -88,13 +88,7 @@ def pushes(curated: Path, home: Path) -> list[str]:
     push, said = ["-m", "hf_curate.cli", "push", str(curated), "alice/rl"], []
     with LoopbackHub() as hub:
         for arguments in ([*push, "--dry-run"], push, ["-c", LOADED]):
-            done = subprocess.run(
-                [sys.executable, *arguments],
-                env=os.environ | hub.env("hf_alice", home),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = warm.run([sys.executable, *arguments], env=os.environ | hub.env("hf_alice", home))
             assert done.returncode == 0, done.stderr
             said.append(done.stdout)
     return said

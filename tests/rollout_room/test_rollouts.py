@@ -461,7 +461,7 @@ print(json.dumps([before, [Hasher.hash(one) for one in made], [one.identity for 
 
 def test_hashes_are_those_of_every_process_also_after_use(tmp_path: Path) -> None:
     folders = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
-    ways = [{"PYTHONHASHSEED": seed, "PYTHONPATH": folders} for seed in ("1", "2")]
+    ways = [{"PYTHONPATH": folders}, {"PYTHONPATH": folders, "PYTHONHASHSEED": "2"}]
     first, second = (run_script(tmp_path, SCRIPT, **way) for way in ways)
     assert first == second
     before, after, identities = first

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -52,8 +52,8 @@ RANDOM_MOMENTS = f"""{COMMON}
 ROWS, SHARD, KILLS = 1350, 3, 25
 rows = texts(ROWS)
 
-def run(name, note=None):
-    score(rows, Lengths(seconds=0.004, on_batch=note), out=PLACE / name, shard_rows=SHARD, batch_rows=2)
+def run(name, note=None, seconds=0.0):
+    score(rows, Lengths(seconds=seconds, on_batch=note), out=PLACE / name, shard_rows=SHARD, batch_rows=2)
 
 def note(texts):
     with open(PLACE / "scored", "a") as file:
@@ -65,7 +65,7 @@ def done():
 
 draw, kept = random.Random(7), []
 for number in range(KILLS):
-    before, pid = done(), child(lambda: run("killed", note))
+    before, pid = done(), child(lambda: run("killed", note, seconds=0.004))
     while number % 2 and done() == before:  # however slow the machine, half of the kills come in the midst of work
         time.sleep(0.001)
     time.sleep(draw.uniform(0.0, 0.16))
@@ -83,8 +83,8 @@ WORKERS = f"""{COMMON}
 ROWS, SHARD, KILLS = 750, 3, 6
 rows = texts(ROWS)
 
-def run(name, workers):
-    score(rows, Lengths(seconds=0.02), out=PLACE / name, shard_rows=SHARD, batch_rows=2, workers=workers, threads=1)
+def run(name, workers, seconds=0.0):
+    score(rows, Lengths(seconds=seconds), out=PLACE / name, shard_rows=SHARD, batch_rows=2, workers=workers, threads=1)
 
 def done():
     return len(list((PLACE / "killed").glob("parts/[0-9]*.json")))
@@ -104,7 +104,7 @@ def workers_of(group):
 finish(lambda: run("whole", 1))
 draw, kept, left = random.Random(11), [], []
 for number in range(KILLS):
-    before, pid = done(), child(lambda: run("killed", 2))
+    before, pid = done(), child(lambda: run("killed", 2, seconds=0.02))
     while number % 2 and done() == before:
         time.sleep(0.001)
     time.sleep(draw.uniform(0.0, 0.3 if number % 2 else 3.0))  # the others also come while workers start
@@ -198,14 +198,8 @@ print(json.dumps({{"steps": steps, "more": more, "wrong": wrong}}))
 
 
 def outcome_of(script: str, place: Path) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(place)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = warm.run([sys.executable, "-c", script, str(place)], timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

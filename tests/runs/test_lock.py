@@ -8,13 +8,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 from hf_curate.errors import CurateError
 from hf_curate.runs import lock
@@ -64,7 +64,7 @@ def test_a_file_that_is_left_behind_holds_nothing(content: bytes, tmp_path: Path
 
 
 def test_a_killed_process_blocks_nobody_even_while_its_child_lives(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = warm.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=warm.PIPE, text=True)
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
     try:

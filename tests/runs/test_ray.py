@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from lengths import Lengths, results_of, texts
 
 from hf_curate import GraceScorer, RandomScorer, score
@@ -283,7 +283,7 @@ def test_no_actor_outlives_the_run_and_the_next_call_goes_on(
     script, parts = tmp_path / "script.py", tmp_path / "run" / "parts"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    process = subprocess.Popen([sys.executable, script, tmp_path, cluster], env=environment, stderr=subprocess.DEVNULL)
+    process = warm.Popen([sys.executable, script, tmp_path, cluster], env=environment, stderr=warm.DEVNULL)
     until = time.monotonic() + 120
     while not list(parts.glob("[0-9]*.json")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
@@ -306,7 +306,7 @@ def test_a_command_starts_a_cluster_of_its_own_and_ends_it(cluster: str, tmp_pat
     TRACES.to_parquet(tmp_path / "traces.parquet")
     asked = ["--scorer", "random", "--shard-rows", "4", "--threads", "1", "--workers", "2", "--engine", "ray"]
     command = [sys.executable, "-m", "hf_curate.cli", "score", "traces.parquet", *asked, "--out", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = warm.run(command, cwd=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "16 of 16 rows scored -> run" in done.stdout
     assert "engine: ray" in (tmp_path / "run" / "recipe.yaml").read_text()

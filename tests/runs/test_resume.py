@@ -8,7 +8,6 @@ import errno
 import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from datasets import Dataset, Features, Value
 from lengths import Lengths, files_of, results_of, texts
 
@@ -450,12 +450,9 @@ def test_a_folder_that_cannot_be_written_is_an_error() -> None:
         run.mkdir()
         for path, rights in ((run, 0o555), (Path(place), 0o555)):
             path.chmod(rights)
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-c", READ_ONLY, str(run), str(run.parent / "new")],
-            capture_output=True,
-            text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": "1"},
-            check=False,
         )
         for path in (Path(place), run):
             path.chmod(0o755)

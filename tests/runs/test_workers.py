@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from datasets import Dataset
 from lengths import Lengths, results_of, texts
 
@@ -80,6 +80,17 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.fixture(autouse=True)
+def warm_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers begin with what they import, but for the tests of workers as they are."""
+    if "new_interpreters" not in request.fixturenames:
+        monkeypatch.setattr("hf_curate.runs.workers.subprocess", warm)
+
+
+@pytest.fixture
+def new_interpreters() -> None: ...
+
+
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("wanted") / "run"
@@ -121,7 +132,7 @@ class Stops(Lengths):
         return super().__call__(rows)
 
 
-def test_grace_in_workers(tmp_path: Path) -> None:
+def test_grace_in_workers(tmp_path: Path, new_interpreters: None) -> None:
     rows = TRACES.select(range(24))
     for workers in (1, 2):
         scorer = GraceScorer(MODEL, dtype="float32")
@@ -398,7 +409,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Value
 from hf_curate import score
 
-PLACE = Path(sys.argv[1])
+PLACE, SLOW = Path(sys.argv[1]), len(sys.argv) > 2
 FACTOR = 2.0
 
 def doubled(text):
@@ -410,7 +421,7 @@ class Own:
         return {"name": "Own"}
     def __call__(self, rows):
         (PLACE / str(os.getpid())).touch()
-        if len(sys.argv) > 2:
+        if SLOW:
             import time
             time.sleep(60)
         return {"own": [doubled(text) for text in rows["text"]]}
@@ -423,7 +434,7 @@ print(list(score(rows, Own(), out=PLACE / "run", workers=2, batch_rows=5)["own"]
 def test_a_script_needs_no_guard_and_its_classes_travel(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120, check=False)
+    done = warm.run([sys.executable, script, tmp_path], timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str([2.0 * n for n in range(1, 21)])
     assert len(processes_of(tmp_path)) == 2
@@ -434,7 +445,7 @@ def test_a_script_needs_no_guard_and_its_classes_travel(tmp_path: Path) -> None:
 def test_no_worker_outlives_the_process_that_started_it(how: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, script, tmp_path, "slow"], stderr=subprocess.DEVNULL)
+    process = warm.Popen([sys.executable, script, tmp_path, "slow"], stderr=warm.DEVNULL)
     until = time.monotonic() + 60
     while len(processes_of(tmp_path)) < 2 and time.monotonic() < until:
         time.sleep(0.05)
