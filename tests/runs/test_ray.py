@@ -21,7 +21,7 @@ from lengths import Lengths, results_of, texts
 
 from hf_curate import GraceScorer, RandomScorer, score
 from hf_curate.demo import MODEL, load_traces
-from hf_curate.errors import CurateError, MissingPackageError, ScoreError
+from hf_curate.errors import CurateError, MissingPackageError, RowError, ScoreError
 
 ROWS = texts(20)
 TRACES = load_traces().select_columns(["prompt", "completion"]).select(range(16))
@@ -40,6 +40,9 @@ def cluster() -> Iterator[str]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))  # else Ray keeps one in the home folder
+        patch.setenv(
+            "RAY_prestart_worker_first_driver", "0"
+        )  # actors have variables of their own, and use none of them
         with connected("local", cpus=4):
             yield ray.get_runtime_context().gcs_address
     shutil.rmtree(folder, ignore_errors=True)
@@ -165,35 +168,29 @@ def test_an_actor_that_dies_half_way_is_replaced_and_its_batch_tried_again(
     assert f"{told}: tried again" in caplog.text
 
 
-@pytest.mark.slow
-def test_what_kills_three_actors_has_no_score_and_a_reason(cluster: str, tmp_path: Path) -> None:
-    scored = score(ROWS, Deadly("ab" * 12, lives(tmp_path / "lives", 9)), out=tmp_path / "run", **RAY)
-    assert len(list((tmp_path / "lives").iterdir())) == 6
-    plain = score(ROWS, Lengths())
-    for place in range(len(ROWS)):
-        if place in (8, 9, 10):
-            assert scored[place]["length_value"] is None
-            assert scored[place]["length_error"] == "worker died: 3 times over this row's batch"
-        else:
-            assert scored[place] == plain[place]
-
-
 class DeadlyRandom(RandomScorer):
-    def __init__(self, deadly: str) -> None:
+    """Ends its process over that prompt, as often as files can be taken from `lives`."""
+
+    def __init__(self, deadly: str, lives: str) -> None:
         super().__init__(seed=1)
-        self._arguments, self.deadly = {"deadly": deadly}, deadly
+        self._arguments, self.deadly, self.lives = {"deadly": deadly, "lives": lives}, deadly, lives
 
     def score_rows(self, rows: Any, rank: int | None = None) -> Any:
-        if any(row["prompt"] == self.deadly for row in rows):
+        if any(row["prompt"] == self.deadly for row in rows) and (left := sorted(Path(self.lives).iterdir())):
+            left[0].unlink()
             os._exit(9)
         return super().score_rows(rows, rank)
 
 
 @pytest.mark.slow
-def test_a_first_batch_that_kills_its_actors_is_nulls_as_any_other(cluster: str, tmp_path: Path) -> None:
+def test_what_kills_three_actors_has_no_score_and_a_reason_be_it_the_first_batch(cluster: str, tmp_path: Path) -> None:
     settings = {**RAY, "workers": 1, "shard_rows": 8, "batch_rows": 8}
-    scored = score(TRACES, DeadlyRandom(TRACES[0]["prompt"]), out=tmp_path / "run", **settings)
-    assert [bool(error) for error in scored["random_error"]] == [True] * 8 + [False] * 8
+    deadly = DeadlyRandom(TRACES[0]["prompt"], str(lives(tmp_path / "lives", 9)))
+    scored = score(TRACES, deadly, out=tmp_path / "run", **settings)
+    assert len(list((tmp_path / "lives").iterdir())) == 6
+    assert scored["random_error"][:] == ["worker died: 3 times over this row's batch"] * 8 + [""] * 8
+    assert scored["random_score"][:8] == [None] * 8
+    assert scored["random_score"][8:] == score(TRACES, RandomScorer(seed=1))["random_score"][8:]
 
 
 class Fails(Lengths):
@@ -208,11 +205,16 @@ def test_an_error_of_the_scorer_is_raised_as_it_is_and_shards_are_kept(
     cluster: str, tmp_path: Path, wanted: dict[str, bytes]
 ) -> None:
     with pytest.raises(OSError, match="a defect of the scorer") as caught:
-        score(ROWS, Fails(), out=tmp_path / "run", **RAY)
+        score(ROWS, Fails(), out=tmp_path / "run", **{**RAY, "workers": 1})
     assert "in __call__" in str(caught.value.__cause__)
     assert 0 < len(list((tmp_path / "run" / "parts").glob("[0-9]*.json"))) < 5
     score(ROWS, Lengths(), out=tmp_path / "run", **SIZES)
     assert results_of(tmp_path / "run") == wanted
+
+
+class Helpless(RandomScorer):
+    def score_rows(self, rows: Any, rank: int | None = None) -> Any:
+        return [RowError("bad", "as all are") for _ in rows]
 
 
 class Unloadable(Lengths):
@@ -229,9 +231,8 @@ def test_what_stops_a_run_before_its_first_batch(
     one = {**RAY, "workers": 1}
     with pytest.raises(CurateError, match=r"died 3 times at its start \(.+\): is hf_curate"):
         score(ROWS, Unloadable(), out=tmp_path / "unloadable", **one)
-    bad = TRACES.map(lambda row: {"completion": ""})
     with pytest.raises(ScoreError, match="none of the 8 rows could be scored"):
-        score(bad, GraceScorer(MODEL), out=tmp_path / "bad", **{**one, "shard_rows": 8, "batch_rows": 8})
+        score(TRACES, Helpless(), out=tmp_path / "bad", **{**one, "shard_rows": 8, "batch_rows": 8})
     with pytest.raises(CurateError, match=f"is connected to the Ray cluster at '{cluster}'"):
         score(ROWS, Lengths(), out=tmp_path / "other", ray_address="192.0.2.1:6379", **one)
     monkeypatch.setattr("hf_curate.runs.ray.packages", lambda: {"hf_curate": "9.9"})
@@ -296,7 +297,7 @@ def test_no_actor_outlives_the_run_and_the_next_call_goes_on(
     assert not any(map(is_alive, pids))
     kept = len(list(parts.glob("[0-9]*.json")))
     assert 0 < kept < 5
-    score(ROWS, Lengths(), out=tmp_path / "run", **RAY)
+    score(ROWS, Lengths(), out=tmp_path / "run", **{**RAY, "workers": 1})
     assert results_of(tmp_path / "run") == wanted
     assert f"goes on: Lengths (identity lengths-1.0), {kept} of 5 shards are done" in log_of(tmp_path / "run")
 
