@@ -9,6 +9,7 @@ keys) would get wrong is an error.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ class FrontMatter:
             kind = type(data).__name__
             raise CurateError(f"The front matter of README.md is a {kind}, not a mapping of keys to values. {_AGAIN}")
         self.data: dict[Any, Any] = data or {}
+        self._composed: tuple[str, yaml.Node | None] | None = None
 
     def get(self, *path: str | int) -> Any:
         """The parsed value at a path, or None where there is none."""
@@ -117,7 +119,9 @@ class FrontMatter:
         self.text, self.data = written, expected
 
     def _node(self, path: Keys) -> yaml.Node | None:
-        node = yaml.compose(self.text, Loader=yaml.SafeLoader)
+        if self._composed is None or self._composed[0] != self.text:
+            self._composed = self.text, yaml.compose(self.text, Loader=yaml.SafeLoader)
+        node = self._composed[1]
         for key in path:
             if isinstance(node, yaml.MappingNode):
                 node = next((v for k, v in reversed(node.value) if k.value == key), None)
@@ -163,9 +167,12 @@ def _scalar(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)
     text = str(value)
-    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
-        return text
-    return json.dumps(visible(text), ensure_ascii=False)
+    return text if _is_plain(text) else json.dumps(visible(text), ensure_ascii=False)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_plain(text: str) -> bool:
+    return bool(_PLAIN.fullmatch(text)) and yaml.safe_load(text) == text
 
 
 def _flow(value: Any) -> str:

@@ -22,8 +22,13 @@ from loopback import LoopbackHub
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 
+HASTE = 5
+"""How much less clients wait between two attempts than they would."""
+
 WORKER = """
-import json, logging, os, sys, traceback, warnings
+import json, logging, os, sys, time, traceback, warnings
+wait = time.sleep
+time.sleep = lambda seconds: wait(seconds / HASTE)
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 class Kept(logging.Handler):
@@ -72,7 +77,7 @@ class Client:
         self.heard = ""
         paths = os.pathsep.join([str(TESTS), str(ROOT)])
         self._process = warm.Popen(
-            [sys.executable, "-c", WORKER],
+            [sys.executable, "-c", WORKER.replace("HASTE", str(HASTE))],
             env=os.environ | hub.env(token, home) | {"PYTHONPATH": paths} | environment,
             stdin=warm.PIPE,
             stdout=warm.PIPE,

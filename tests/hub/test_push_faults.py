@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clients import Client, Failure, load_checked, make_repo, push_pool
+from clients import HASTE, Client, Failure, load_checked, make_repo, push_pool
 from loopback import LoopbackHub
 
 
@@ -58,7 +58,7 @@ def test_whatever_befalls_the_commit_it_is_made_exactly_once(
     started = time.monotonic()
     pushed = alice.run(push_pool, repo=repo, config="grace")
     assert all(one.hits == one.times for one in met)
-    assert fault != "429 that says when" or time.monotonic() - started > 1
+    assert fault != "429 that says when" or time.monotonic() - started > 1 / HASTE
     made = hub.commits("dataset", repo)
     assert len(made) == commits + 1
     assert made[0].oid == pushed["oid"]

@@ -26,28 +26,35 @@ class Tokenizer:
     def __len__(self):
         return 2_000
 
+def made(layers):
+    config = transformers.LlamaConfig(
+        vocab_size=2_000, hidden_size=512, intermediate_size=768, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=True,
+    )
+    live = transformers.LlamaForCausalLM(config).eval()
+    model, parameters = prepared(live, Tokenizer(), torch.device("cpu")), parameters_of(live, "all")
+    direction = {name: torch.randn_like(p) for name, p in parameters.items()}
+    return {"live": live, "model": model, "parameters": parameters, "direction": direction}
+
 torch.manual_seed(0)
-config = transformers.LlamaConfig(
-    vocab_size=2_000, hidden_size=512, intermediate_size=768, num_hidden_layers=10, num_attention_heads=4,
-    num_key_value_heads=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    tie_word_embeddings=True,
-)
-live = transformers.LlamaForCausalLM(config).eval()
-model = prepared(live, Tokenizer(), torch.device("cpu"))
-parameters = parameters_of(live, "all")
+small, large = made(2), made(10)
+globals().update(large)
 ids = torch.randint(3, 2_000, (3, 8)).tolist()
 rollouts = [Rollout([*ids[0][:3], *row[3 : 5 + k]], 3) for k, row in enumerate(ids)]
 advantages = [0.5, 0.0, -0.5]
 wide = [Rollout(row, 3) for row in torch.randint(3, 2_000, (8, 24)).tolist()]  # 192 tokens
 signs = [0.5, -0.5] * 4
-direction = {name: torch.randn_like(p) for name, p in parameters.items()}
 sizes = {
     "gradient": sum(4 * p.numel() for p in parameters.values()),
     "largest": max(4 * p.numel() for p in parameters.values()),
 }
 
 def settled(work):
-    work()  # a library's code that runs for the first time is read from its file, and counts as resident too
+    # a library's code that runs for the first time is read from its file, and counts as resident too
+    globals().update(small)
+    work()
+    globals().update(large)
     # what was freed goes back, so that the measurement cannot reuse it unseen
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

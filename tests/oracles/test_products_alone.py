@@ -57,7 +57,8 @@ def test_products_alone_equal_those_of_explicit_gradients(name: str, which: str,
     model = subject(name, dtype)
     parameters = parameters_of(model.model, which)
     names, drawn = reference.names_of(build(name), which), random_direction(parameters)
-    for chosen, batch_tokens in (("eight", 8192), ("eight", 20), ("five", 8192), ("four", 2)):
+    ways = (("eight", 8192), ("four", 2), ("eight", 20), ("five", 8192))
+    for chosen, batch_tokens in ways if which == "all" else ways[:2]:
         group = GROUPS[chosen]
         theirs = expected(gradients(name, chosen), group.advantages, drawn, names)
         ours = alone(model, chosen, parameters, drawn, batch_tokens=batch_tokens)

@@ -40,9 +40,7 @@ def cluster() -> Iterator[str]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))  # else Ray keeps one in the home folder
-        patch.setenv(
-            "RAY_prestart_worker_first_driver", "0"
-        )  # actors have variables of their own, and use none of them
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # no actor would be one of them
         with connected("local", cpus=4):
             yield ray.get_runtime_context().gcs_address
     shutil.rmtree(folder, ignore_errors=True)
