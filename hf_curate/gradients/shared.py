@@ -33,6 +33,7 @@ from torch.func import functional_call
 
 from hf_curate.batches import Rollout
 from hf_curate.errors import RowError
+from hf_curate.gradients.forward_mode import forward_mode
 from hf_curate.gradients.layout import Padded, Shared
 from hf_curate.memory import is_out_of_memory
 
@@ -209,7 +210,7 @@ class PromptTangents:
     def __init__(self, model: LanguageModel, prompt: Tensor, along: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         inputs = {"input_ids": prompt[None], "position_ids": torch.arange(len(prompt), device=prompt.device)[None]}
         replaced = _replaced(model.decoder, _OfPrompt)
-        with torch.no_grad(), forward_ad.dual_level(), replaced as attention, model.computing():
+        with forward_mode(), replaced as attention, model.computing():
             moved = {name: forward_ad.make_dual(p.detach(), tangent) for name, (p, tangent) in along.items()}
             out = functional_call(model.decoder, moved, (), {**inputs, "use_cache": False}, tie_weights=False)
             self.last = _tangent(out.last_hidden_state[0, -1])

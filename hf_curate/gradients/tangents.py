@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from hf_curate.gradients.forward_mode import forward_mode
 from hf_curate.gradients.layout import Layout, Shared
 from hf_curate.gradients.parameters import is_linear
 from hf_curate.gradients.shared import PromptTangents
@@ -252,7 +253,7 @@ class Tangents:
             if padding is not None and isinstance(call.args[0], Tensor):  # whose row autograd leaves out
                 output = output.masked_fill((call.args[0] == padding).unsqueeze(-1), 0.0)
             return output, scale
-        with forward_ad.dual_level():
+        with forward_mode():
             dual = {name: forward_ad.make_dual(local[name].detach(), tangent) for name, tangent in along.items()}
             output = functional_call(module, dual, call.args, call.kwargs)
             chosen = output[index] if isinstance(output, (tuple, list)) else output
