@@ -66,6 +66,7 @@ def pytest_collection_finish() -> None:
     """Libraries and tests stay: to go through all of them again and again was a tenth of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from transformers.utils.import_utils import is_serve_available
 
 from hf_curate.demo import MODEL, load_traces
@@ -41,12 +40,8 @@ class Serve:
         self._out = log.open("w")
         code = "from transformers.cli.transformers import main; main()"
         where = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, "serve", str(MODEL), *where],
-            stdout=self._out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        command = [sys.executable, "-c", code, "serve", str(MODEL), *where]
+        self._process = warm.Popen(command, stdout=self._out, stderr=warm.STDOUT)
 
     def wait(self) -> Serve:
         """Until it answers."""
