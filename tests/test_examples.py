@@ -56,6 +56,7 @@ SMALLER = {
     "11_online_scenarios": {
         "validation_rollouts: int = 8": "validation_rollouts: int = 4",
         "evaluation: int = 12": "evaluation: int = 4",
+        "steps: int = 2": "steps: int = 1",
     },
 }
 """What is written in an example -> what the test writes there: its sizes, since all of it runs either way."""

@@ -220,9 +220,9 @@ def test_responses_do_not_depend_on_order_batches_or_neighbours(name: str) -> No
     found = sample(model, PROMPTS, 4, keys=KEYS, **settings)
     back = sample(model, PROMPTS[::-1], 4, keys=KEYS[::-1], batch_tokens=150, **settings)
     assert back[::-1] == found
-    pairs = zip(PROMPTS, KEYS, strict=True)
-    alone = [sample(model, [p], 4, keys=[k], batch_tokens=1, **settings)[0] for p, k in pairs]
-    assert alone == found
+    for place in (0, 2, 5):  # of 5, 3 and 20 tokens
+        [alone] = sample(model, [PROMPTS[place]], 4, keys=[KEYS[place]], batch_tokens=1, **settings)
+        assert alone == found[place]
 
 
 def test_the_demo_model_gives_the_same_whatever_is_beside() -> None:
