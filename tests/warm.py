@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
@@ -63,10 +64,11 @@ NUMBERS = struct.Struct("<i")
 # -- the process that forks -------------------------------------------------------------------------------------------
 
 
-def _serve(control: socket.socket, libraries: Sequence[str]) -> None:
+def _serve(libraries: Sequence[str]) -> None:
+    """Until nobody can ask it anything: what is asked comes through standard input, a socket."""
     import importlib
-    from contextlib import suppress
 
+    control = socket.socket(fileno=0)
     for name in libraries:
         with suppress(ImportError):  # some are extras
             importlib.import_module(name)
@@ -78,7 +80,6 @@ def _serve(control: socket.socket, libraries: Sequence[str]) -> None:
         if not data:
             return
         if os.fork() == 0:
-            control.close()
             _wait_for_a_fork(json.loads(data), descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -95,7 +96,7 @@ def _wait_for_a_fork(asked: dict[str, Any], descriptors: list[int]) -> None:
             os.dup2(stream, place)
             os.close(stream)
         _become(**asked)
-    for stream in (*streams, 0, 1, 2):
+    for stream in (*streams, 0, 1, 2):  # 0 is who asked: nobody else may wait for what it says
         os.close(stream)
     os.write(told, NUMBERS.pack(number))
     os.write(told, NUMBERS.pack(os.waitpid(number, 0)[1]))
@@ -169,10 +170,10 @@ def _run(command: list[str]) -> None:
 
 
 class _Warm:
-    """The connection to that process; it ends with this one."""
+    """The connection to that process; it ends with this one. of: another such process, that it is forked from."""
 
-    def __init__(self, libraries: str) -> None:
-        self._libraries = libraries
+    def __init__(self, libraries: str, of: _Warm | None = None) -> None:
+        self._libraries, self._of = libraries, of
         self._control: socket.socket | None = None
         self._lock = threading.Lock()
 
@@ -195,17 +196,20 @@ class _Warm:
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = (
-            f"import socket, sys; sys.path.insert(0, {TESTS!r}); import warm; "
-            f"sys.path.remove({TESTS!r}); warm._serve(socket.socket(fileno={theirs.fileno()}), warm.{self._libraries})"
+            f"import sys; sys.path.insert(0, {TESTS!r}); import warm; sys.path.remove({TESTS!r}); "
+            f"warm._serve(warm.{self._libraries})"
         )
+        command = [sys.executable, "-P", "-c", code]
         clean = {name: value for name, value in _environment.items() if name != "PYTHONPATH"}
-        subprocess.Popen(
-            [sys.executable, "-P", "-c", code], env=clean, pass_fds=[theirs.fileno()], start_new_session=True
-        )
+        if self._of is None:
+            self._process = subprocess.Popen(command, env=clean, stdin=theirs, start_new_session=True)
+        else:
+            self._of.fork(command, clean, os.getcwd(), True, (theirs.fileno(), 1, 2))
         theirs.close()
 
 
-_all, _others = _Warm("LIBRARIES"), _Warm("OTHERS")
+_others = _Warm("OTHERS")
+_all = _Warm("LIBRARIES", _others)
 _environment = dict(os.environ)  # once conftest.py has set it
 
 
