@@ -1,7 +1,7 @@
 """Forward mode (dual numbers) without what torch spends on operands that have no derivative.
 
 Where one operand of a product or a sum has a derivative and the other has none, torch 2.13 stands a tensor of zeros in
-for the missing one, and asks Python for that tensor's shape: 0.3 to 0.6 ms each on a CPU core, where the operation
+for the missing one, and asks Python for that tensor's shape: 0.1 to 0.5 ms each on a CPU core, where the operation
 itself takes 3 us. Here the rule is applied by itself: (a b)' = a' b and (a + b)' = a' for a b without derivative. The
 numbers are torch's to the last bit.
 """
@@ -44,7 +44,10 @@ def _by_rule(does: Callable[[Any, Any], Any], first: Any, second: Any) -> Tensor
     if (along is None) == (also is None):
         return None
     value = does(a, b)
-    derivative = (along * b if also is None else also * a) if does is operator.mul else along if also is None else also
+    derivative, constant = (along, b) if also is None else (also, a)
+    assert derivative is not None
+    if does is operator.mul:
+        derivative = derivative * constant
     return forward_ad.make_dual(value, derivative.to(value.dtype).expand(value.shape))
 
 
