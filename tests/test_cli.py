@@ -653,7 +653,7 @@ def test_the_version_is_that_of_the_package() -> None:
 @pytest.mark.parametrize("rows", ["1", "40"])
 def test_a_reader_that_leaves_ends_it_quietly(place: Path, rows: str) -> None:
     command = [sys.executable, "-m", "hf_curate.cli", "inspect", str(place / "traces.jsonl"), "--rows", rows]
-    with warm.Popen(command, stdout=warm.PIPE, stderr=warm.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()

@@ -2,10 +2,11 @@
 
 ``Popen`` is that of `subprocess` for commands of this interpreter. A process that has the libraries imported, and has
 done nothing else, forks for each of them; what is forked has arguments, environment, folder, streams, modules of its
-own and an exit code as a new one would. What is about imports, or about memory, needs `subprocess` itself.
+own and an exit code as a new one would. What is about imports, about resident memory, or about what an interpreter
+does at its end (a standard output that nobody reads) needs `subprocess` itself. All forks have the same hash seed.
 
 Where variables of the Hub differ (HF_HOME, HF_ENDPOINT), which libraries read while they are imported, those libraries
-are imported anew; where PYTHONHASHSEED is given, and on systems other than Linux, a new interpreter does it.
+are imported anew. Where the interpreter's own differ (PYTHONHASHSEED), and on systems other than Linux, it is a new one.
 """
 
 from __future__ import annotations
@@ -215,7 +216,8 @@ _environment = dict(os.environ)  # once conftest.py has set it
 
 def _for(environment: Mapping[str, str]) -> _Warm | None:
     """Who forks for this environment; None: it takes a new interpreter."""
-    if sys.platform != "linux" or "PYTHONHASHSEED" in environment:
+    own = {name for name in {*environment, *_environment} if name.startswith("PYTHON") and name != "PYTHONPATH"}
+    if sys.platform != "linux" or any(environment.get(name) != _environment.get(name) for name in own):
         return None
     names = {name for name in {*environment, *_environment} if name.startswith(READ_AT_IMPORT)}
     return _all if all(environment.get(name) == _environment.get(name) for name in names) else _others
@@ -231,6 +233,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         command = [os.fspath(part) for part in asked["args"]]
         environment = {name: os.fspath(value) for name, value in (asked["env"] or os.environ).items()}
         assert command[0] == sys.executable, command[0]
+        assert (asked["preexec_fn"], tuple(asked["pass_fds"])) == (None, ()), "not for forked processes"
         warm = _for(environment)
         if warm is None:
             super()._execute_child(*given)  # type: ignore[misc]
@@ -250,6 +253,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         if not select.select([self._told], [], [], 0 if wait_flags & os.WNOHANG else None)[0]:
             return 0, 0
         data = os.read(self._told, NUMBERS.size)
+        assert data, "who waited for it is gone, and how it ended with it"
         os.close(self._told)
         return self.pid, NUMBERS.unpack(data)[0]
 

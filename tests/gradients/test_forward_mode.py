@@ -58,6 +58,17 @@ def test_values_and_derivatives_are_those_of_torch(operand: str, way: str, turne
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("way", ["a * b", "a + b"])
+def test_what_is_changed_in_place_afterwards_is_not_the_operands(way: str) -> None:
+    values, along = torch.randn(2, 5, generator=torch.Generator().manual_seed(4))
+    before = along.clone()
+    with forward_mode():
+        dual = forward_ad.make_dual(values, along)
+        WAYS[way](dual, 1.0).neg_()
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, before)
+    assert torch.equal(along, before)
+
+
 def test_two_derivatives_and_none_are_left_to_torch() -> None:
     a, b, along, also = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
     with forward_mode():
@@ -91,4 +102,6 @@ def test_a_mode_around_it_sees_what_the_rule_does() -> None:
             return func(*given, **(kwargs or {}))
 
     with Doubles(), forward_mode():
-        assert (torch.ones(2) * torch.ones(2)).dtype == torch.float64
+        dual = forward_ad.make_dual(torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+        value, derivative = forward_ad.unpack_dual(dual * torch.ones(2))
+        assert (value.dtype, derivative.dtype) == (torch.float64, torch.float64)

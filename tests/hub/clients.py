@@ -27,8 +27,8 @@ HASTE = 5
 
 WORKER = """
 import json, logging, os, sys, time, traceback, warnings
-wait = time.sleep
-time.sleep = lambda seconds: wait(seconds / HASTE)
+wait, waits = time.sleep, []
+time.sleep = lambda seconds: (waits.append(seconds), wait(seconds / HASTE))
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 class Kept(logging.Handler):
@@ -43,6 +43,7 @@ draw.real, draw.plot = draw.plot, lambda name, manifest: f"\x89PNG {name} {manif
 for line in sys.stdin:
     task = json.loads(line)
     said.clear()
+    waits.clear()
     space = {"__name__": "task"}
     try:
         exec(compile("from __future__ import annotations\\n" + task["source"], task["name"], "exec"), space)
@@ -55,7 +56,7 @@ for line in sys.stdin:
         kinds = [kind.__name__ for kind in type(error).__mro__]
         trace = "".join(traceback.format_exception(error)) + "\\n".join(chain)
         answer = {"kinds": kinds, "text": str(error), "trace": trace}
-    print(json.dumps({**answer, "said": said}), file=answers, flush=True)
+    print(json.dumps({**answer, "said": said, "waits": waits}), file=answers, flush=True)
 """
 
 
@@ -69,11 +70,13 @@ class Failure:
 
 
 class Client:
-    """One process. ``said`` is what the last function logged and warned; ``heard`` all that ever came back."""
+    """One process. ``said`` is what the last function logged and warned, ``waits`` the seconds that it
+    asked to sleep; ``heard`` all that ever came back."""
 
     def __init__(self, hub: LoopbackHub, home: Path, token: str | None = "hf_alice", **environment: str) -> None:
         self.home = home
         self.said: list[str] = []
+        self.waits: list[float] = []
         self.heard = ""
         paths = os.pathsep.join([str(TESTS), str(ROOT)])
         self._process = warm.Popen(
@@ -97,7 +100,7 @@ class Client:
         assert line, "the process has died"
         self.heard += line
         answer = json.loads(line)
-        self.said = answer["said"]
+        self.said, self.waits = answer["said"], answer["waits"]
         return Failure(answer["kinds"], answer["text"], answer["trace"]) if "kinds" in answer else answer["result"]
 
     def run(self, script: Callable[..., Any], **arguments: Any) -> Any:

@@ -660,12 +660,17 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [
-        warm.Popen(command, env={**os.environ, **as_torchrun_does(rank, 2, port)}, stderr=warm.PIPE, text=True)
-        for rank in range(2)
-    ]
-    said = [one.communicate(timeout=300)[1] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    both = []
+    try:
+        for rank in range(2):
+            with (folder / f"errors-{rank}").open("w") as errors:
+                variables = {**os.environ, **as_torchrun_does(rank, 2, port)}
+                both.append(warm.Popen(command, env=variables, stderr=errors))
+        codes = [one.wait(300) for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert codes == [0, 0], [path.read_text()[-3000:] for path in sorted(folder.glob("errors-*"))]
     alone = online.trained(folder / "alone", online.selector())
     told = {"used": alone.selector.used, "history": alone.selector.history, "losses": online.losses(alone)}
     return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)], told

@@ -104,7 +104,7 @@ def workers_of(group):
 finish(lambda: run("whole", 1))
 draw, kept, left = random.Random(11), [], []
 for number in range(KILLS):
-    before, pid = done(), child(lambda: run("killed", 2, seconds=0.02))
+    before, pid = done(), child(lambda: run("killed", 2, seconds=0.03))
     while number % 2 and done() == before:
         time.sleep(0.001)
     time.sleep(draw.uniform(0.0, 0.3 if number % 2 else 3.0))  # the others also come while workers start

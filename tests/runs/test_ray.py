@@ -182,7 +182,7 @@ class DeadlyRandom(RandomScorer):
 
 @pytest.mark.slow
 def test_what_kills_three_actors_has_no_score_and_a_reason_be_it_the_first_batch(cluster: str, tmp_path: Path) -> None:
-    settings = {**RAY, "workers": 1, "shard_rows": 8, "batch_rows": 8}
+    settings = {**RAY, "shard_rows": 8, "batch_rows": 8}
     deadly = DeadlyRandom(TRACES[0]["prompt"], str(lives(tmp_path / "lives", 9)))
     scored = score(TRACES, deadly, out=tmp_path / "run", **settings)
     assert len(list((tmp_path / "lives").iterdir())) == 6

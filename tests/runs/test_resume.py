@@ -452,7 +452,7 @@ def test_a_folder_that_cannot_be_written_is_an_error() -> None:
             path.chmod(rights)
         done = warm.run(
             [sys.executable, "-c", READ_ONLY, str(run), str(run.parent / "new")],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         )
         for path in (Path(place), run):
             path.chmod(0o755)
