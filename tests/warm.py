@@ -6,7 +6,8 @@ own and an exit code as a new one would. What is about imports, about resident m
 does at its end (a standard output that nobody reads) needs `subprocess` itself. All forks have the same hash seed.
 
 Where variables of the Hub differ (HF_HOME, HF_ENDPOINT), which libraries read while they are imported, those libraries
-are imported anew. Where the interpreter's own differ (PYTHONHASHSEED), and on systems other than Linux, it is a new one.
+are imported anew. Where the interpreter's own differ (PYTHONHASHSEED), and on systems other than Linux, a new
+interpreter does it.
 """
 
 from __future__ import annotations
