@@ -42,6 +42,7 @@ LIBRARIES = (
     "transformers.models.qwen3.modeling_qwen3",
 )
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_")
+READ_AT_START = ("PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "PYTHONUTF8", "PYTHONWARNINGS")
 OTHERS = (
     "dill",
     "fsspec",
@@ -217,7 +218,7 @@ _environment = dict(os.environ)  # once conftest.py has set it
 
 def _for(environment: Mapping[str, str]) -> _Warm | None:
     """Who forks for this environment; None: it takes a new interpreter."""
-    own = {name for name in {*environment, *_environment} if name.startswith("PYTHON") and name != "PYTHONPATH"}
+    own = {name for name in {*environment, *_environment} if name in READ_AT_START}
     if sys.platform != "linux" or any(environment.get(name) != _environment.get(name) for name in own):
         return None
     names = {name for name in {*environment, *_environment} if name.startswith(READ_AT_IMPORT)}

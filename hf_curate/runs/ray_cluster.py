@@ -121,13 +121,18 @@ def _own_signals() -> Iterator[None]:
 @contextmanager
 def _as_before() -> Iterator[None]:
     """The variables that Ray sets in this process for a session are gone after it."""
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    before = {name: value for name, value in os.environ.items() if _of_ray(name)}
     try:
         yield
     finally:
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
+        for name in [name for name in os.environ if _of_ray(name)]:
             del os.environ[name]
         os.environ.update(before)
+
+
+def _of_ray(name: str) -> bool:
+    """PYTHONBREAKPOINT: Ray names its own debugger there."""
+    return name.startswith("RAY_") or name == "PYTHONBREAKPOINT"
 
 
 def check_device(scorer: Any) -> None:

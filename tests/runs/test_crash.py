@@ -32,8 +32,12 @@ def child(work):
     "Does the work in a process group of its own."
     pid = os.fork()
     if pid:
+        try:
+            os.setpgid(pid, pid)  # both do it, so that the group is there however early it is killed
+        except (PermissionError, ProcessLookupError):
+            pass
         return pid
-    os.setsid()
+    os.setpgid(0, 0)
     code = 1
     try:
         work()

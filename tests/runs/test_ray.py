@@ -41,8 +41,10 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))  # else Ray keeps one in the home folder
         patch.setenv("RAY_prestart_worker_first_driver", "0")  # no actor would be one of them
+        before = os.environ.get("PYTHONBREAKPOINT")
         with connected("local", cpus=4):
             yield ray.get_runtime_context().gcs_address
+        assert os.environ.get("PYTHONBREAKPOINT") == before  # Ray's own debugger, else
     shutil.rmtree(folder, ignore_errors=True)
 
 
