@@ -218,11 +218,10 @@ _environment = dict(os.environ)  # once conftest.py has set it
 
 def _for(environment: Mapping[str, str]) -> _Warm | None:
     """Who forks for this environment; None: it takes a new interpreter."""
-    own = {name for name in {*environment, *_environment} if name in READ_AT_START}
-    if sys.platform != "linux" or any(environment.get(name) != _environment.get(name) for name in own):
+    changed = {name for name in {*environment, *_environment} if environment.get(name) != _environment.get(name)}
+    if sys.platform != "linux" or changed.intersection(READ_AT_START):
         return None
-    names = {name for name in {*environment, *_environment} if name.startswith(READ_AT_IMPORT)}
-    return _all if all(environment.get(name) == _environment.get(name) for name in names) else _others
+    return _others if any(name.startswith(READ_AT_IMPORT) for name in changed) else _all
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
